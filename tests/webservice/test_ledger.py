@@ -1,0 +1,248 @@
+"""The ledger, on a real SQLite file."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import insert
+
+from farcall.wire import ErrorDetails, Result, TaskState, Transition
+from farcall_webservice.database import Database
+from farcall_webservice.ledger import KeyReused, Ledger, Receipt, TaskFilter
+from farcall_webservice.models import User
+
+ENDPOINT, OTHER_ENDPOINT = str(uuid.uuid4()), str(uuid.uuid4())
+FUNCTION, OTHER_FUNCTION = str(uuid.uuid4()), str(uuid.uuid4())
+OWNER = str(uuid.uuid4())
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    database = Database(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    database.migrate()
+    with database.writing() as connection:
+        connection.execute(insert(User), {"id": OWNER, "name": "ada", "created_at": time.time()})
+    yield Ledger(database)
+    database.close()
+
+
+def submit(ledger: Ledger, count: int = 1, **more: object) -> Receipt:
+    arguments = {"owner_id": OWNER, "endpoint_id": ENDPOINT, "payloads": {FUNCTION: ["p"] * count}, **more}
+    return ledger.submit(**arguments)  # type: ignore[arg-type]
+
+
+def success(task_id: str, data: str = "value") -> Result:
+    return Result(task_id, data)
+
+
+def state_of(ledger: Ledger, task_id: str) -> str:
+    (row,) = ledger.tasks([task_id])
+    return str(row.state)
+
+
+def test_a_submitted_task_is_there_with_its_order_kept(ledger: Ledger) -> None:
+    receipt = submit(ledger, payloads={FUNCTION: ["a", "b"], OTHER_FUNCTION: ["c"]})
+
+    (outgoing,) = receipt.outgoing
+    assert [(task.function_id, task.payload) for task in outgoing.tasks] == [
+        (FUNCTION, "a"),
+        (FUNCTION, "b"),
+        (OTHER_FUNCTION, "c"),
+    ]
+    assert [task.task_id for task in outgoing.tasks[:2]] == receipt.tasks[FUNCTION]
+    assert state_of(ledger, receipt.tasks[OTHER_FUNCTION][0]) == TaskState.RECEIVED
+
+
+def test_the_same_key_answers_with_the_same_ids_and_makes_no_second_task(ledger: Ledger) -> None:
+    first = submit(ledger, 3, idempotency_key="k", digest="d")
+
+    again = submit(ledger, 3, idempotency_key="k", digest="d")
+
+    assert again.tasks == first.tasks
+    assert again.task_group_id == first.task_group_id
+    assert not again.outgoing
+    assert len(ledger.task_group(first.task_group_id)) == 3
+
+
+def test_a_key_that_comes_with_another_request_is_refused(ledger: Ledger) -> None:
+    submit(ledger, idempotency_key="k", digest="d")
+
+    with pytest.raises(KeyReused):
+        submit(ledger, idempotency_key="k", digest="something else")
+
+
+def test_what_was_not_dispatched_is_found_until_it_is_marked(ledger: Ledger) -> None:
+    first, second = submit(ledger), submit(ledger)
+
+    assert [batch.submission_id for batch in ledger.undispatched()] == [first.request_id, second.request_id]
+
+    ledger.mark_dispatched([first.request_id, second.request_id])
+
+    assert ledger.undispatched() == []
+    assert state_of(ledger, first.tasks[FUNCTION][0]) == TaskState.WAITING_FOR_EP
+
+
+def test_a_submission_whose_tasks_have_ended_is_still_handed_out_to_be_marked(ledger: Ledger) -> None:
+    receipt = submit(ledger)
+    ledger.record_results(ENDPOINT, [success(receipt.tasks[FUNCTION][0])])
+
+    (batch,) = ledger.undispatched()
+
+    assert (batch.submission_id, list(batch.tasks)) == (receipt.request_id, [])
+
+
+def test_the_first_result_of_a_task_wins(ledger: Ledger) -> None:
+    receipt = submit(ledger)
+    (task_id,) = receipt.tasks[FUNCTION]
+
+    news = ledger.record_results(ENDPOINT, [success(task_id, "first"), success(task_id, "second")])
+    later = ledger.record_results(ENDPOINT, [success(task_id, "third")])
+
+    assert news == {receipt.task_group_id}
+    assert later == set()
+    assert ledger.tasks([task_id])[0].outcome == "first"
+
+
+def test_a_result_for_another_endpoints_task_is_refused(ledger: Ledger) -> None:
+    (task_id,) = submit(ledger).tasks[FUNCTION]
+
+    news = ledger.record_results(OTHER_ENDPOINT, [success(task_id)])
+
+    assert news == set()
+    assert state_of(ledger, task_id) == TaskState.RECEIVED
+
+
+def test_results_of_a_group_are_read_once_each_by_cursor(ledger: Ledger) -> None:
+    receipt = submit(ledger, 5)
+    ids = receipt.tasks[FUNCTION]
+    ledger.record_results(ENDPOINT, [success(task_id) for task_id in ids[3:]])
+    ledger.record_results(ENDPOINT, [success(task_id) for task_id in ids[:3]])
+
+    read: list[str] = []
+    cursor = 0
+    while rows := ledger.group_results(receipt.task_group_id, after=cursor, limit=2, max_characters=1000):
+        read += [row.id for row in rows]
+        cursor = rows[-1].result_seq
+
+    assert sorted(read) == sorted(ids)
+    assert set(read[:2]) == set(ids[3:])
+
+
+def test_an_answer_is_kept_to_a_size_yet_never_empty(ledger: Ledger) -> None:
+    receipt = submit(ledger, 3)
+    ledger.record_results(ENDPOINT, [success(task_id, "x" * 100) for task_id in receipt.tasks[FUNCTION]])
+
+    rows = ledger.group_results(receipt.task_group_id, after=0, limit=10, max_characters=250)
+    tiny = ledger.group_results(receipt.task_group_id, after=0, limit=10, max_characters=1)
+
+    assert (len(rows), len(tiny)) == (2, 1)
+
+
+def test_many_collectors_at_once_number_the_results_of_a_group_without_gaps(ledger: Ledger) -> None:
+    receipt = submit(ledger, 200)
+    ids = receipt.tasks[FUNCTION]
+
+    def collect(some: list[str]) -> None:
+        for task_id in some:
+            ledger.record_results(ENDPOINT, [success(task_id)])
+
+    threads = [threading.Thread(target=collect, args=(ids[start::4],)) for start in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    rows = ledger.group_results(receipt.task_group_id, after=0, limit=1000, max_characters=10**6)
+    assert [row.result_seq for row in rows] == list(range(1, 201))
+
+
+def test_the_history_tells_every_change_with_its_time(ledger: Ledger) -> None:
+    receipt = submit(ledger)
+    (task_id,) = receipt.tasks[FUNCTION]
+    ledger.mark_dispatched([receipt.request_id])
+    taken = Transition(time.time_ns(), TaskState.WAITING_FOR_NODES, "endpoint")
+    ledger.record_states(ENDPOINT, {task_id: [taken]})
+    started = Transition(time.time_ns(), "execution-start", "worker")
+    ledger.record_results(ENDPOINT, [Result(task_id, "v", task_statuses=[started])])
+
+    (row,) = ledger.tasks([task_id])
+    states = [line.split()[0] for line in row.history.splitlines()]
+    times = [float(line.split()[1]) for line in row.history.splitlines()]
+
+    assert states == ["received", "waiting-for-ep", "waiting-for-nodes", "running", "success"]
+    assert times == sorted(times)
+
+
+def test_an_agent_cannot_end_a_task_by_a_state_nor_move_one_that_has_ended(ledger: Ledger) -> None:
+    first, second = submit(ledger, 2).tasks[FUNCTION]
+    ledger.record_results(ENDPOINT, [success(first)])
+
+    ledger.record_states(
+        ENDPOINT,
+        {
+            first: [Transition(1, TaskState.RUNNING, "endpoint")],
+            second: [Transition(1, TaskState.SUCCESS, "endpoint"), Transition(1, "no such state", "endpoint")],
+        },
+    )
+
+    assert [state_of(ledger, task_id) for task_id in (first, second)] == ["success", "received"]
+
+
+def test_tasks_that_nobody_holds_are_unaccounted_for_once_the_grace_is_over(ledger: Ledger) -> None:
+    receipt = submit(ledger, 3)
+    held, sent, taken = receipt.tasks[FUNCTION]
+    ledger.mark_dispatched([receipt.request_id])
+    ledger.record_states(ENDPOINT, {taken: [Transition(1, TaskState.WAITING_FOR_NODES, "endpoint")]})
+
+    in_grace = ledger.unaccounted(ENDPOINT, [held], grace_s=60)
+    after = ledger.unaccounted(ENDPOINT, [held], grace_s=-1)
+
+    assert (in_grace.sent, in_grace.taken) == ([], [])
+    assert (after.sent, after.taken) == ([sent], [taken])
+
+
+def test_what_is_sent_again_is_unfinished_and_says_so_in_its_history(ledger: Ledger) -> None:
+    ended, lost = submit(ledger, 2).tasks[FUNCTION]
+    ledger.record_results(ENDPOINT, [success(ended)])
+
+    (batch,) = ledger.resend([ended, lost])
+
+    assert [task.task_id for task in batch.tasks] == [lost]
+    assert state_of(ledger, lost) == TaskState.WAITING_FOR_EP
+
+
+def test_the_tasks_of_a_deleted_endpoint_fail_with_the_reason(ledger: Ledger) -> None:
+    receipt = submit(ledger, 3)
+    elsewhere = submit(ledger, endpoint_id=OTHER_ENDPOINT)
+
+    news = ledger.fail_tasks_of_endpoint(ENDPOINT, "the endpoint was deleted", code="EndpointDeleted")
+
+    assert news == {receipt.task_group_id}
+    for row in ledger.tasks(receipt.tasks[FUNCTION]):
+        assert (row.state, row.outcome, row.error_code) == ("failed", "the endpoint was deleted", "EndpointDeleted")
+    assert ledger.count_unfinished(OTHER_ENDPOINT) == len(elsewhere.tasks[FUNCTION])
+
+
+def test_tasks_are_listed_newest_first_in_pages_and_by_any_filter(ledger: Ledger) -> None:
+    ids = submit(ledger, 5).tasks[FUNCTION]
+    failed = submit(ledger, payloads={OTHER_FUNCTION: ["p"]}).tasks[OTHER_FUNCTION][0]
+    ledger.record_results(ENDPOINT, [Result(failed, "trace", error_details=ErrorDetails("RemoteExecutionError", "no"))])
+
+    first_page = ledger.list_tasks(OWNER, TaskFilter(), before=None, limit=4)
+    second_page = ledger.list_tasks(OWNER, TaskFilter(), before=first_page[-1].seq, limit=4)
+
+    assert [row.id for row in (*first_page, *second_page)] == [failed, *reversed(ids)]
+    only = {
+        "state": TaskFilter(state=TaskState.FAILED),
+        "function": TaskFilter(function_id=OTHER_FUNCTION),
+        "time": TaskFilter(created_after=first_page[1].created_at),
+    }
+    for wanted in only.values():
+        assert [row.id for row in ledger.list_tasks(OWNER, wanted, before=None, limit=9)] == [failed]
+    assert ledger.list_tasks(str(uuid.uuid4()), TaskFilter(), before=None, limit=9) == []
+    assert ledger.list_tasks(OWNER, TaskFilter(created_before=1.0), before=None, limit=9) == []

@@ -1,0 +1,183 @@
+"""Brings results and heartbeats from the broker into the ledger, and wakes whoever waits.
+
+Each round takes what the broker has at hand, writes it in few transactions, and only then acknowledges it. Should the
+collector die in between, the messages come again and the ledger's first result wins.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+from kombu import Connection, Consumer, Message
+from sqlalchemy import bindparam, update
+
+from farcall import wire
+from farcall.errors import WireError
+from farcall_webservice import queues
+from farcall_webservice.database import Database
+from farcall_webservice.dispatch import Dispatcher
+from farcall_webservice.ledger import Ledger
+from farcall_webservice.models import Endpoint
+from farcall_webservice.waiting import Waiting
+
+log = logging.getLogger(__name__)
+
+#: A round ends after so many messages even if there are more.
+MESSAGES_PER_ROUND = 300
+#: How long a round looks for one more message that has already arrived.
+LINGER_S = 0.0005
+#: A message younger than this may still be on its way; see Ledger.unaccounted.
+GRACE_S = 10.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+
+
+class Collector:
+    """Consumes the queues `results` and `heartbeats` in one thread."""
+
+    def __init__(
+        self, broker_url: str, database: Database, ledger: Ledger, dispatcher: Dispatcher, waiting: Waiting
+    ) -> None:
+        self._broker_url = broker_url
+        self._database = database
+        self._ledger = ledger
+        self._dispatcher = dispatcher
+        self._waiting = waiting
+        self._received: list[Message] = []
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the round that is under way."""
+        self._stopping.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        pause = FIRST_PAUSE_S
+        while not self._stopping.is_set():
+            connection = queues.connect(self._broker_url)
+            started = time.monotonic()
+            try:
+                with connection:
+                    self._collect_until_stopped(connection)
+            except Exception as error:
+                # The one place where the collector must survive whatever happened: results wait for it.
+                expected = (*connection.connection_errors, *connection.channel_errors)
+                if time.monotonic() - started > LONGEST_PAUSE_S:
+                    pause = FIRST_PAUSE_S
+                if isinstance(error, expected):
+                    log.warning("lost the broker (%s); connecting again in %.1f s", error, pause)
+                else:
+                    log.exception("collecting failed; trying again in %.1f s", pause)
+                self._stopping.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _collect_until_stopped(self, connection: Connection) -> None:
+        connection.ensure_connection(max_retries=1)
+        self._received.clear()
+        with Consumer(
+            connection.default_channel,
+            queues=[queues.RESULTS, queues.HEARTBEATS],
+            on_message=self._received.append,
+            prefetch_count=MESSAGES_PER_ROUND,
+        ):
+            while not self._stopping.is_set():
+                # A short wait, because a stop cannot interrupt it.
+                _drain(connection, timeout=0.5)
+                while self._received and len(self._received) < MESSAGES_PER_ROUND:
+                    if not _drain(connection, timeout=LINGER_S):
+                        break
+                if self._received:
+                    self._record(self._received)
+                    for message in self._received:
+                        if not message.acknowledged:
+                            message.ack()
+                    self._received.clear()
+
+    def _record(self, messages: Sequence[Message]) -> None:
+        results: dict[str, list[wire.Result]] = defaultdict(list)
+        reports: dict[str, list[wire.StatusReport]] = defaultdict(list)
+        for message in messages:
+            sender = queues.endpoint_id_of(message.delivery_info.get("routing_key") or "")
+            try:
+                content = wire.decode(_body(message))
+            except WireError as error:
+                log.warning("set aside a message of %s: %s", sender or "an unknown sender", error)
+                message.reject()
+                continue
+            if isinstance(content, wire.Result):
+                results[sender].append(content)
+            elif isinstance(content, wire.ResultBatch):
+                results[sender].extend(content.results)
+            elif isinstance(content, wire.StatusReport) and content.endpoint_id == sender:
+                reports[sender].append(content)
+            else:
+                log.warning("set aside a message of %s: a %s does not belong here", sender, type(content).__name__)
+                message.reject()
+        for sender, some in results.items():
+            self._waiting.wake(self._ledger.record_results(sender, some))
+        for sender, said in reports.items():
+            self._note(sender, said)
+
+    def _note(self, endpoint_id: str, reports: Sequence[wire.StatusReport]) -> None:
+        latest = reports[-1]
+        period = latest.global_state.get("heartbeat_period", 30)
+        with self._database.writing() as connection:
+            connection.execute(
+                _HEARD_FROM,
+                {
+                    "endpoint": endpoint_id,
+                    "now": time.time(),
+                    "period": float(period) if isinstance(period, int | float) else 30.0,
+                    "report": dict(latest.global_state),
+                },
+            )
+        for report in reports:
+            if report.task_statuses:
+                self._ledger.record_states(endpoint_id, report.task_statuses)
+        if latest.holds is not None:
+            self._reconcile(endpoint_id, latest.holds)
+
+    def _reconcile(self, endpoint_id: str, holds: Sequence[str]) -> None:
+        """Send again what the agent should have but neither it nor its queue has."""
+        unaccounted = self._ledger.unaccounted(endpoint_id, holds, grace_s=GRACE_S)
+        lost = list(unaccounted.taken)
+        if unaccounted.sent and self._dispatcher.queued_messages(endpoint_id) == 0:
+            lost += unaccounted.sent
+        if lost:
+            log.warning("sending %d tasks to endpoint %s again: it does not hold them", len(lost), endpoint_id)
+            self._dispatcher.send(self._ledger.resend(lost))
+
+
+_HEARD_FROM = (
+    update(Endpoint.__table__)  # type: ignore[arg-type]
+    .where(Endpoint.__table__.c.id == bindparam("endpoint"))
+    .values(
+        last_heartbeat_at=bindparam("now"),
+        heartbeat_period=bindparam("period"),
+        last_report=bindparam("report", type_=Endpoint.__table__.c.last_report.type),
+    )
+)
+
+
+def _drain(connection: Connection, timeout: float) -> bool:
+    """Let the transport deliver what it has. False if nothing came within ``timeout`` seconds."""
+    try:
+        connection.drain_events(timeout=timeout)
+    except TimeoutError:
+        return False
+    except socket.timeout:  # noqa: UP041 -- kombu's own transports raise it by this name
+        return False
+    return True
+
+
+def _body(message: Message) -> bytes:
+    body = message.body
+    return body.encode("utf-8", "surrogatepass") if isinstance(body, str) else bytes(body)

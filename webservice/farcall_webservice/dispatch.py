@@ -1,0 +1,207 @@
+"""Carries committed tasks from the ledger to their endpoints' queues.
+
+One thread a process. What has been committed since the last publish returned goes out together, so a lone task waits
+for nothing. While the broker is down nothing is kept in memory: when it is back, the ledger knows what to send.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+from kombu import Connection, Queue
+from sqlalchemy import select
+
+from farcall import wire
+from farcall_webservice import queues
+from farcall_webservice.database import Database
+from farcall_webservice.ledger import Ledger, Outgoing
+from farcall_webservice.models import Endpoint, Function
+
+log = logging.getLogger(__name__)
+
+#: A message holds at most this many tasks, and about this many characters of payload.
+TASKS_PER_MESSAGE = 1000
+CHARACTERS_PER_MESSAGE = 4 * 1024 * 1024
+#: So many functions' code is remembered.
+FUNCTIONS_REMEMBERED = 1000
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+
+
+class Dispatcher:
+    """Publishes tasks and commands. ``send`` and ``command`` may be called from any thread."""
+
+    def __init__(self, broker_url: str, database: Database, ledger: Ledger) -> None:
+        self._broker_url = broker_url
+        self._ledger = ledger
+        self._catalogue = _Catalogue(database)
+        self._wake = threading.Condition()
+        self._outgoing: list[Outgoing] = []
+        self._commands: list[tuple[str, wire.Command]] = []
+        #: Set where the ledger holds undispatched submissions that are not in memory.
+        self._backlog = True
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Publish what is waiting if the broker takes it, and end. What it does not take stays in the ledger."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join(timeout=10)
+
+    def send(self, outgoing: Iterable[Outgoing]) -> None:
+        """Publish these tasks soon; they are committed already."""
+        with self._wake:
+            if not self._backlog:
+                self._outgoing.extend(outgoing)
+            self._wake.notify()
+
+    def command(self, endpoint_id: str, command: wire.Command) -> None:
+        """Tell an agent something. A command is lost with the process; what it asks for is enforced elsewhere too."""
+        with self._wake:
+            self._commands.append((endpoint_id, command))
+            self._wake.notify()
+
+    def queued_messages(self, endpoint_id: str) -> int:
+        """How many messages wait on an endpoint's queue. Raises the transport's error if the broker is down."""
+        with queues.connect(self._broker_url) as connection, connection.channel() as channel:
+            return int(queues.tasks_queue(endpoint_id)(channel).queue_declare(passive=False).message_count)
+
+    def _run(self) -> None:
+        pause = FIRST_PAUSE_S
+        connection = queues.connect(self._broker_url)
+        while True:
+            try:
+                with connection:
+                    self._publish_until_stopped(connection)
+                return
+            except Exception as error:
+                # The one place where the dispatcher must survive whatever happened: tasks wait for it.
+                expected = (*connection.connection_errors, *connection.channel_errors)
+                if isinstance(error, expected):
+                    log.warning("the broker does not take messages (%s); trying again in %.1f s", error, pause)
+                else:
+                    log.exception("dispatching failed; trying again in %.1f s", pause)
+            connection = queues.connect(self._broker_url)
+            with self._wake:
+                # What was in memory is undispatched in the ledger too, and memory is not for an outage's backlog.
+                self._outgoing.clear()
+                self._backlog = True
+                if self._stopping:
+                    return
+                self._wake.wait_for(lambda: self._stopping, timeout=pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _publish_until_stopped(self, connection: Connection) -> None:
+        connection.ensure_connection(max_retries=1)
+        publisher = _Publisher(connection)
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._outgoing or self._commands or self._backlog or self._stopping)
+                outgoing, self._outgoing = self._outgoing, []
+                commands, self._commands = self._commands, []
+                if self._stopping and not outgoing and not commands:
+                    return
+            for endpoint_id, command in commands:
+                publisher.publish(queues.commands_queue(endpoint_id).name, wire.encode(command))
+            if self._backlog and not outgoing:
+                outgoing = self._take_backlog()
+            if outgoing:
+                self._publish(publisher, outgoing)
+
+    def _take_backlog(self) -> list[Outgoing]:
+        # First the flag, then the look: what is committed after the look comes through memory. A submission that
+        # comes both ways is sent twice, which the agent notices.
+        with self._wake:
+            self._backlog = False
+        outgoing = self._ledger.undispatched()
+        if outgoing:
+            with self._wake:
+                self._backlog = True
+        return outgoing
+
+    def _publish(self, publisher: _Publisher, outgoing: Sequence[Outgoing]) -> None:
+        by_endpoint: dict[str, list[wire.BatchedTask]] = defaultdict(list)
+        for batch in outgoing:
+            by_endpoint[batch.endpoint_id].extend(batch.tasks)
+        for endpoint_id, tasks in by_endpoint.items():
+            if not tasks:
+                continue
+            queue = queues.tasks_queue(endpoint_id).name
+            codes = self._catalogue.codes({task.function_id for task in tasks})
+            if self._catalogue.accepts_batches(endpoint_id):
+                for part in _parts(tasks):
+                    functions = {task.function_id: codes[task.function_id] for task in part}
+                    publisher.publish(queue, wire.encode(wire.TaskBatch(functions, part)))
+            else:
+                for task in tasks:
+                    buffer = codes[task.function_id].code + task.payload
+                    headers = {"function_uuid": task.function_id, "task_uuid": task.task_id}
+                    publisher.publish(queue, wire.encode(wire.Task(task.task_id, buffer)), headers)
+        self._ledger.mark_dispatched([batch.submission_id for batch in outgoing])
+
+
+class _Publisher:
+    """Publishes to queues by name over one channel, each declared at its first use."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._producer = connection.Producer(serializer=None)
+        self._declared: set[str] = set()
+
+    def publish(self, queue: str, body: bytes, headers: dict[str, str] | None = None) -> None:
+        if queue not in self._declared:
+            Queue(queue, durable=True)(self._producer.channel).declare()
+            self._declared.add(queue)
+        self._producer.publish(body, exchange="", routing_key=queue, headers=headers, **queues.MESSAGE_PROPERTIES)
+
+
+class _Catalogue:
+    """What the dispatcher has to know of functions and endpoints, without asking the database for each task."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._codes: OrderedDict[str, wire.FunctionCode] = OrderedDict()
+
+    def codes(self, function_ids: set[str]) -> dict[str, wire.FunctionCode]:
+        """Code by function id. It never changes, so what was read once is remembered."""
+        found = {function_id: self._codes[function_id] for function_id in function_ids if function_id in self._codes}
+        missing = [function_id for function_id in function_ids if function_id not in found]
+        if missing:
+            with self._database.reading() as connection:
+                rows = connection.execute(
+                    select(Function.id, Function.code, Function.details).where(Function.id.in_(missing))
+                )
+                for row in rows:
+                    version = (row.details or {}).get("python_version")
+                    found[row.id] = wire.FunctionCode(row.code, version if isinstance(version, str) else None)
+            self._codes.update({function_id: found[function_id] for function_id in missing})
+        for function_id in function_ids:
+            self._codes.move_to_end(function_id)
+        while len(self._codes) > FUNCTIONS_REMEMBERED:
+            self._codes.popitem(last=False)
+        return found
+
+    def accepts_batches(self, endpoint_id: str) -> bool:
+        """Whether the endpoint's agent announced ``task_batch``. Asked each time: another agent may have taken over."""
+        with self._database.reading() as connection:
+            details = connection.execute(select(Endpoint.details).where(Endpoint.id == endpoint_id)).scalar_one()
+        return wire.ACCEPTS_TASK_BATCH in (details.get("accepts") or ())
+
+
+def _parts(tasks: Sequence[wire.BatchedTask]) -> Iterator[list[wire.BatchedTask]]:
+    part: list[wire.BatchedTask] = []
+    characters = 0
+    for task in tasks:
+        if part and (len(part) == TASKS_PER_MESSAGE or characters + len(task.payload) > CHARACTERS_PER_MESSAGE):
+            yield part
+            part, characters = [], 0
+        part.append(task)
+        characters += len(task.payload)
+    if part:
+        yield part

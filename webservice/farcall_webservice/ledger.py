@@ -1,0 +1,494 @@
+"""The ledger: what was asked, what became of it. The only module that changes a task's state.
+
+Everything comes and goes in batches; a single task is a batch of one. Nothing here talks to the broker: `dispatch`
+carries tasks out after their rows are committed, `collector` brings results in.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
+
+from farcall.wire import EXECUTION_START, BatchedTask, ErrorDetails, Result, TaskState, Transition
+from farcall_webservice.database import Database
+from farcall_webservice.models import Submission, Task, TaskGroup
+
+log = logging.getLogger(__name__)
+
+#: How many ids go into one IN (...): SQLite takes 32,766 parameters, and long lists make long plans.
+IDS_PER_QUERY = 900
+
+#: What an agent may say of a task that has not ended. All else is the ledger's own to say.
+REPORTABLE_STATES = frozenset({TaskState.WAITING_FOR_NODES, TaskState.WAITING_FOR_LAUNCH, TaskState.RUNNING})
+
+
+class KeyReused(Exception):
+    """An idempotency key came again with a different request."""
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """Committed tasks of one submission, to be sent to their endpoint."""
+
+    submission_id: str
+    endpoint_id: str
+    tasks: Sequence[BatchedTask]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a submitter is told; ``outgoing`` is empty where the request had been answered before."""
+
+    request_id: str
+    task_group_id: str
+    endpoint_id: str
+    #: Function id -> task ids, in the order of the request's payloads.
+    tasks: Mapping[str, list[str]]
+    outgoing: Sequence[Outgoing] = ()
+
+
+@dataclass(frozen=True)
+class TaskFilter:
+    """Which tasks of one owner to list; None = any. Times are seconds since 1970."""
+
+    state: TaskState | None = None
+    endpoint_id: str | None = None
+    function_id: str | None = None
+    task_group_id: str | None = None
+    created_after: float | None = None
+    created_before: float | None = None
+
+
+@dataclass
+class Unaccounted:
+    """Tasks of an endpoint that its agent does not hold, although the ledger has not seen them end."""
+
+    #: Sent, never reported as taken: on the queue, unless the queue lost them.
+    sent: list[str] = field(default_factory=list)
+    #: Reported as taken earlier.
+    taken: list[str] = field(default_factory=list)
+
+
+class Ledger:
+    """Tasks and their groups, over one database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # -- submitting ---------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        *,
+        owner_id: str,
+        endpoint_id: str,
+        payloads: Mapping[str, Sequence[str]],
+        task_group_id: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        digest: str | None = None,
+    ) -> Receipt:
+        """Write a request's tasks; when this returns they are committed.
+
+        ``payloads`` maps a function id to packed arguments, one text a task. A ``task_group_id`` must be one of
+        :meth:`task_group_owner`'s; without one a group is made. Raises :class:`KeyReused`.
+        """
+        now = time.time()
+        with self._database.writing() as connection:
+            if idempotency_key is not None:
+                earlier = _earlier_receipt(connection, owner_id, idempotency_key, digest)
+                if earlier is not None:
+                    return earlier
+            submission_id = str(uuid.uuid4())
+            if task_group_id is None:
+                task_group_id = str(uuid.uuid4())
+                connection.execute(
+                    insert(TaskGroup),
+                    {"id": task_group_id, "owner_id": owner_id, "created_at": now, "last_result_seq": 0},
+                )
+            connection.execute(
+                insert(Submission),
+                {
+                    "id": submission_id,
+                    "owner_id": owner_id,
+                    "endpoint_id": endpoint_id,
+                    "task_group_id": task_group_id,
+                    "idempotency_key": idempotency_key,
+                    "digest": digest,
+                    "options": dict(options) if options else None,
+                    "created_at": now,
+                },
+            )
+            shared = {
+                "owner_id": owner_id,
+                "submission_id": submission_id,
+                "task_group_id": task_group_id,
+                "endpoint_id": endpoint_id,
+                "state": TaskState.RECEIVED.value,
+                "history": _line(TaskState.RECEIVED, now),
+                "created_at": now,
+                "changed_at": now,
+            }
+            ids: dict[str, list[str]] = {}
+            rows: list[dict[str, Any]] = []
+            for function_id, texts in payloads.items():
+                ids[function_id] = [str(uuid.uuid4()) for _ in texts]
+                rows.extend(
+                    {"id": task_id, "function_id": function_id, "payload": payload, **shared}
+                    for task_id, payload in zip(ids[function_id], texts, strict=True)
+                )
+            if rows:
+                connection.execute(insert(Task), rows)
+        tasks = [BatchedTask(row["id"], row["function_id"], row["payload"], options or {}) for row in rows]
+        return Receipt(submission_id, task_group_id, endpoint_id, ids, [Outgoing(submission_id, endpoint_id, tasks)])
+
+    # -- dispatching --------------------------------------------------------------------------------------------------
+
+    def undispatched(self, *, limit: int = 100) -> list[Outgoing]:
+        """The oldest submissions whose message no broker has confirmed yet."""
+        with self._database.reading() as connection:
+            submissions = connection.execute(
+                select(Submission.id)
+                .where(Submission.dispatched_at.is_(None))
+                .order_by(Submission.created_at)
+                .limit(limit)
+            ).scalars()
+            return self._outgoing(connection, Task.submission_id, list(submissions))
+
+    def mark_dispatched(self, submission_ids: Sequence[str]) -> None:
+        """The broker has these submissions now."""
+        now = time.time()
+        with self._database.writing() as connection:
+            for some in _in_parts(submission_ids):
+                connection.execute(update(Submission).where(Submission.id.in_(some)).values(dispatched_at=now))
+                connection.execute(
+                    update(Task)
+                    .where(Task.submission_id.in_(some), Task.state == TaskState.RECEIVED.value)
+                    .values(
+                        state=TaskState.WAITING_FOR_EP.value,
+                        changed_at=now,
+                        history=Task.history + _line(TaskState.WAITING_FOR_EP, now),
+                    )
+                )
+
+    def unaccounted(self, endpoint_id: str, holds: Iterable[str], *, grace_s: float, limit: int = 5000) -> Unaccounted:
+        """Compare what an agent holds with what the ledger believes it has.
+
+        Tasks whose state changed in the last ``grace_s`` seconds are left out: their messages may be on their way.
+        """
+        held = set(holds)
+        found = Unaccounted()
+        with self._database.reading() as connection:
+            for state, into in (
+                (TaskState.WAITING_FOR_EP, found.sent),
+                *((state, found.taken) for state in sorted(REPORTABLE_STATES)),
+            ):
+                ids = connection.execute(
+                    select(Task.id)
+                    .where(
+                        Task.endpoint_id == endpoint_id,
+                        Task.state == state.value,
+                        Task.completed_at.is_(None),
+                        Task.changed_at < time.time() - grace_s,
+                    )
+                    .limit(limit)
+                ).scalars()
+                into.extend(task_id for task_id in ids if task_id not in held)
+        return found
+
+    def resend(self, task_ids: Sequence[str]) -> list[Outgoing]:
+        """Note that these tasks go out once more, and return them; those that have ended meanwhile are left out."""
+        now = time.time()
+        with self._database.writing() as connection:
+            for some in _in_parts(task_ids):
+                connection.execute(
+                    update(Task)
+                    .where(Task.id.in_(some), Task.completed_at.is_(None))
+                    .values(
+                        state=TaskState.WAITING_FOR_EP.value,
+                        changed_at=now,
+                        history=Task.history + _line(TaskState.WAITING_FOR_EP, now),
+                    )
+                )
+            return self._outgoing(connection, Task.id, task_ids)
+
+    def _outgoing(self, connection: Connection, column: Any, keys: Sequence[str]) -> list[Outgoing]:
+        """The unfinished tasks whose ``column`` is one of ``keys``, by submission, oldest first."""
+        batches: dict[str, Outgoing] = {}
+        for some in _in_parts(keys):
+            rows = connection.execute(
+                select(
+                    Task.id, Task.function_id, Task.payload, Task.submission_id, Task.endpoint_id, Submission.options
+                )
+                .join(Submission, Submission.id == Task.submission_id)
+                .where(column.in_(some), Task.completed_at.is_(None))
+                .order_by(Task.seq)
+            )
+            for row in rows:
+                task = BatchedTask(row.id, row.function_id, row.payload, row.options or {})
+                batch = batches.setdefault(row.submission_id, Outgoing(row.submission_id, row.endpoint_id, []))
+                assert isinstance(batch.tasks, list)
+                batch.tasks.append(task)
+        if column is Task.submission_id:
+            # A submission whose tasks have all ended has nothing to send, yet wants to be marked.
+            for submission_id in keys:
+                batches.setdefault(submission_id, Outgoing(submission_id, "", []))
+        return list(batches.values())
+
+    # -- collecting ---------------------------------------------------------------------------------------------------
+
+    def record_results(self, endpoint_id: str | None, results: Sequence[Result]) -> set[str]:
+        """Write how tasks ended; the first result of a task wins. Returns the groups that have news.
+
+        ``endpoint_id`` is who sent them: a result for another endpoint's task is refused, and logged. None = the
+        service itself.
+        """
+        newest = {result.task_id: result for result in reversed(results)}
+        with self._database.writing() as connection:
+            rows = self._unfinished(connection, list(newest), endpoint_id)
+            if not rows:
+                return set()
+            by_group: dict[str, list[str]] = defaultdict(list)
+            for row in rows:
+                by_group[row.task_group_id].append(row.id)
+            now = time.time()
+            updates = []
+            # Always in the same order, so that two collectors cannot wait for each other.
+            for group_id in sorted(by_group):
+                task_ids = by_group[group_id]
+                last = connection.execute(
+                    update(TaskGroup)
+                    .where(TaskGroup.id == group_id)
+                    .values(last_result_seq=TaskGroup.last_result_seq + len(task_ids))
+                    .returning(TaskGroup.last_result_seq)
+                ).scalar_one()
+                first = last - len(task_ids) + 1
+                updates += [_ended(newest[task_id], first + offset, now) for offset, task_id in enumerate(task_ids)]
+            connection.execute(_END_TASK, updates)
+        return set(by_group)
+
+    def _unfinished(self, connection: Connection, task_ids: Sequence[str], endpoint_id: str | None) -> list[Row[Any]]:
+        rows: list[Row[Any]] = []
+        for some in _in_parts(task_ids):
+            query = select(Task.id, Task.task_group_id, Task.endpoint_id, Task.seq).where(
+                Task.id.in_(some), Task.completed_at.is_(None)
+            )
+            if not self._database.is_sqlite:
+                query = query.order_by(Task.seq).with_for_update()
+            rows += connection.execute(query)
+        if endpoint_id is None:
+            return rows
+        for row in rows:
+            if row.endpoint_id != endpoint_id:
+                log.warning("endpoint %s sent a result of task %s, which is not its task", endpoint_id, row.id)
+        return [row for row in rows if row.endpoint_id == endpoint_id]
+
+    def record_states(self, endpoint_id: str, statuses: Mapping[str, Sequence[Transition]]) -> None:
+        """Write what an agent says of its tasks: the latest transition of each that has not ended."""
+        now = time.time()
+        updates = []
+        for task_id, transitions in statuses.items():
+            known = [t for t in transitions if t.state in REPORTABLE_STATES]
+            if known:
+                lines = "".join(_line(t.state, t.timestamp / 1e9) for t in known)
+                updates.append({"of": task_id, "at": endpoint_id, "to": known[-1].state, "lines": lines, "now": now})
+        if not updates:
+            return
+        with self._database.writing() as connection:
+            connection.execute(_MOVE_TASK, updates)
+
+    def fail_tasks_of_endpoint(self, endpoint_id: str, reason: str, *, code: str) -> set[str]:
+        """End every unfinished task of an endpoint as failed. Returns the groups that have news."""
+        groups: set[str] = set()
+        while True:
+            with self._database.reading() as connection:
+                ids = connection.execute(
+                    select(Task.id).where(Task.endpoint_id == endpoint_id, Task.completed_at.is_(None)).limit(1000)
+                ).scalars()
+                failures = [Result(task_id, reason, error_details=ErrorDetails(code, reason)) for task_id in ids]
+            if not failures:
+                return groups
+            groups |= self.record_results(None, failures)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def task_group_owner(self, task_group_id: str) -> str | None:
+        with self._database.reading() as connection:
+            return connection.execute(
+                select(TaskGroup.owner_id).where(TaskGroup.id == task_group_id)
+            ).scalar_one_or_none()
+
+    def tasks(self, task_ids: Sequence[str]) -> list[Row[Any]]:
+        """Whole rows of these tasks (without payload), in no particular order; unknown ids are left out."""
+        rows: list[Row[Any]] = []
+        with self._database.reading() as connection:
+            for some in _in_parts(task_ids):
+                rows += connection.execute(select(*_DOCUMENT_COLUMNS).where(Task.id.in_(some)))
+        return rows
+
+    def task_group(self, task_group_id: str) -> list[Row[Any]]:
+        """``id`` and ``created_at`` of a group's tasks, oldest first."""
+        with self._database.reading() as connection:
+            return list(
+                connection.execute(
+                    select(Task.id, Task.created_at).where(Task.task_group_id == task_group_id).order_by(Task.seq)
+                )
+            )
+
+    def group_results(self, task_group_id: str, *, after: int, limit: int, max_characters: int) -> list[Row[Any]]:
+        """Whole rows of a group's ended tasks whose ``result_seq`` is above ``after``, in that order.
+
+        At most ``limit`` of them, and at least one but no more than ``max_characters`` of outcomes.
+        """
+        in_group = (Task.task_group_id == task_group_id, Task.result_seq > after)
+        with self._database.reading() as connection:
+            sizes = connection.execute(
+                select(Task.result_seq, Task.outcome_size).where(*in_group).order_by(Task.result_seq).limit(limit)
+            ).all()
+            if not sizes:
+                return []
+            until, characters = sizes[0].result_seq, 0
+            for seq, size in sizes:
+                characters += size or 0
+                if characters > max_characters and seq != until:
+                    break
+                until = seq
+            return list(
+                connection.execute(
+                    select(*_DOCUMENT_COLUMNS).where(*in_group, Task.result_seq <= until).order_by(Task.result_seq)
+                )
+            )
+
+    def list_tasks(self, owner_id: str, wanted: TaskFilter, *, before: int | None, limit: int) -> list[Row[Any]]:
+        """An owner's tasks, newest first, without outcomes; ``before`` is the ``seq`` of the last one already seen."""
+        query = select(*_SUMMARY_COLUMNS).where(Task.owner_id == owner_id).order_by(Task.seq.desc()).limit(limit)
+        conditions = (
+            (before, Task.seq < before if before is not None else None),
+            (wanted.state, Task.state == wanted.state),
+            (wanted.endpoint_id, Task.endpoint_id == wanted.endpoint_id),
+            (wanted.function_id, Task.function_id == wanted.function_id),
+            (wanted.task_group_id, Task.task_group_id == wanted.task_group_id),
+            (wanted.created_after, Task.created_at > (wanted.created_after or 0)),
+            (wanted.created_before, Task.created_at < (wanted.created_before or 0)),
+        )
+        for value, condition in conditions:
+            if value is not None and condition is not None:
+                query = query.where(condition)
+        with self._database.reading() as connection:
+            return list(connection.execute(query))
+
+    def count_unfinished(self, endpoint_id: str) -> int:
+        """How many tasks an endpoint has yet to end."""
+        with self._database.reading() as connection:
+            return connection.execute(
+                select(func.count()).where(Task.endpoint_id == endpoint_id, Task.completed_at.is_(None))
+            ).scalar_one()
+
+
+_SUMMARY_COLUMNS = (
+    Task.seq,
+    Task.id,
+    Task.owner_id,
+    Task.task_group_id,
+    Task.endpoint_id,
+    Task.function_id,
+    Task.state,
+    Task.created_at,
+    Task.changed_at,
+    Task.completed_at,
+    Task.error_code,
+)
+_DOCUMENT_COLUMNS = (
+    *_SUMMARY_COLUMNS,
+    Task.history,
+    Task.result_seq,
+    Task.outcome,
+    Task.exception_object,
+    Task.details,
+)
+
+_END_TASK = (
+    update(Task.__table__)  # type: ignore[arg-type]
+    .where(Task.__table__.c.id == bindparam("of"))
+    .values(
+        state=bindparam("to"),
+        history=Task.__table__.c.history + bindparam("lines"),
+        changed_at=bindparam("now"),
+        completed_at=bindparam("now"),
+        result_seq=bindparam("number"),
+        outcome=bindparam("data"),
+        outcome_size=bindparam("size"),
+        error_code=bindparam("error"),
+        exception_object=bindparam("exception"),
+        details=bindparam("worker"),
+    )
+)
+_MOVE_TASK = (
+    update(Task.__table__)  # type: ignore[arg-type]
+    .where(
+        Task.__table__.c.id == bindparam("of"),
+        Task.__table__.c.endpoint_id == bindparam("at"),
+        Task.__table__.c.completed_at.is_(None),
+        Task.__table__.c.state != bindparam("to"),
+    )
+    .values(
+        state=bindparam("to"),
+        changed_at=bindparam("now"),
+        history=Task.__table__.c.history + bindparam("lines"),
+    )
+)
+
+
+def _ended(result: Result, number: int, now: float) -> dict[str, Any]:
+    error = result.error_details
+    state = TaskState.SUCCESS if error is None else TaskState.FAILED
+    started = [t for t in result.task_statuses if t.state == EXECUTION_START]
+    lines = "".join(_line(TaskState.RUNNING, t.timestamp / 1e9) for t in started) + _line(state, now)
+    details = dict(result.details) if result.details is not None else None
+    if details is not None and result.task_statuses:
+        details["task_transitions"] = {t.state: t.timestamp / 1e9 for t in result.task_statuses}
+    return {
+        "of": result.task_id,
+        "to": state.value,
+        "lines": lines,
+        "now": now,
+        "number": number,
+        "data": result.data,
+        "size": len(result.data) + len(result.exception_object or ""),
+        "error": error.code[:100] if error is not None else None,
+        "exception": result.exception_object,
+        "worker": details,
+    }
+
+
+def _earlier_receipt(connection: Connection, owner_id: str, key: str, digest: str | None) -> Receipt | None:
+    earlier = connection.execute(
+        select(Submission).where(Submission.owner_id == owner_id, Submission.idempotency_key == key)
+    ).one_or_none()
+    if earlier is None:
+        return None
+    if earlier.digest != digest:
+        raise KeyReused(key)
+    ids: dict[str, list[str]] = defaultdict(list)
+    rows = connection.execute(
+        select(Task.id, Task.function_id).where(Task.submission_id == earlier.id).order_by(Task.seq)
+    )
+    for row in rows:
+        ids[row.function_id].append(row.id)
+    return Receipt(earlier.id, earlier.task_group_id, earlier.endpoint_id, ids)
+
+
+def _line(state: str, at: float) -> str:
+    return f"{state} {at:.6f}\n"
+
+
+def _in_parts(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(ids), IDS_PER_QUERY):
+        yield ids[start : start + IDS_PER_QUERY]

@@ -1,0 +1,207 @@
+"""The rows of the ledger.
+
+Ids are UUIDs as lower-case text. Columns named ``..._at`` hold seconds since 1970. Foreign keys of the busy table
+``tasks`` are not declared: the ledger writes its rows from rows that it has just read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+#: Native where PostgreSQL has it; as text elsewhere, which costs no conversion per row.
+Id = String(36).with_variant(postgresql.UUID(as_uuid=False), "postgresql")
+Seconds: Double[float] = Double()
+#: SQLite numbers rows by itself only where the key is called INTEGER.
+RowNumber = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class Base(DeclarativeBase):
+    """The root of the tables; Alembic compares the database with its metadata."""
+
+
+class User(Base):
+    """Somebody who may hold tokens."""
+
+    __tablename__ = "users"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), unique=True)
+    created_at: Mapped[float] = mapped_column(Seconds)
+
+
+class Group(Base):
+    """People who share functions with one another."""
+
+    __tablename__ = "groups"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), unique=True)
+    created_at: Mapped[float] = mapped_column(Seconds)
+
+
+class Membership(Base):
+    """That a user is in a group."""
+
+    __tablename__ = "memberships"
+
+    group_id: Mapped[str] = mapped_column(Id, ForeignKey("groups.id"), primary_key=True)
+    user_id: Mapped[str] = mapped_column(Id, ForeignKey("users.id"), primary_key=True, index=True)
+
+
+class Token(Base):
+    """A bearer token; only its SHA-256 is kept."""
+
+    __tablename__ = "tokens"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    user_id: Mapped[str] = mapped_column(Id, ForeignKey("users.id"), index=True)
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    label: Mapped[str] = mapped_column(String(255), default="")
+    created_at: Mapped[float] = mapped_column(Seconds)
+    expires_at: Mapped[float | None] = mapped_column(Seconds)
+    revoked_at: Mapped[float | None] = mapped_column(Seconds)
+
+
+class Function(Base):
+    """A registered callable. ``code`` is one packed buffer and never changes."""
+
+    __tablename__ = "functions"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    owner_id: Mapped[str] = mapped_column(Id, ForeignKey("users.id"), index=True)
+    name: Mapped[str] = mapped_column(Text)
+    description: Mapped[str | None] = mapped_column(Text)
+    code: Mapped[str] = mapped_column(Text)
+    #: What the registration sent as ``meta`` or ``metadata``.
+    details: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    public: Mapped[bool] = mapped_column(Boolean, default=False)
+    group_id: Mapped[str | None] = mapped_column(Id, index=True)
+    created_at: Mapped[float] = mapped_column(Seconds)
+    deleted_at: Mapped[float | None] = mapped_column(Seconds)
+
+
+class Endpoint(Base):
+    """A registered place that runs tasks, and what its agent last said of itself."""
+
+    __tablename__ = "endpoints"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    owner_id: Mapped[str] = mapped_column(Id, ForeignKey("users.id"), index=True)
+    name: Mapped[str] = mapped_column(Text)
+    display_name: Mapped[str | None] = mapped_column(Text)
+    public: Mapped[bool] = mapped_column(Boolean, default=False)
+    #: Null = any function.
+    allowed_functions: Mapped[list[str] | None] = mapped_column(JSON)
+    #: The registration's ``metadata``: versions, host, configuration, ``accepts``, ``instance``.
+    details: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    created_at: Mapped[float] = mapped_column(Seconds)
+    registered_at: Mapped[float] = mapped_column(Seconds)
+    last_heartbeat_at: Mapped[float | None] = mapped_column(Seconds)
+    #: Seconds, from the last report; 0 = it said goodbye.
+    heartbeat_period: Mapped[float | None] = mapped_column(Seconds)
+    #: ``global_state`` of the last report.
+    last_report: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    locked_until: Mapped[float | None] = mapped_column(Seconds)
+    deleted_at: Mapped[float | None] = mapped_column(Seconds)
+
+
+class TaskGroup(Base):
+    """The tasks that one client wants to hear about together."""
+
+    __tablename__ = "task_groups"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    owner_id: Mapped[str] = mapped_column(Id, ForeignKey("users.id"), index=True)
+    created_at: Mapped[float] = mapped_column(Seconds)
+    #: The number of the group's latest result. Its row is locked while results are numbered, so that numbers become
+    #: visible in their order, whoever commits first.
+    last_result_seq: Mapped[int] = mapped_column(RowNumber, default=0)
+
+
+class Submission(Base):
+    """One request's tasks for one endpoint: the unit that is dispatched."""
+
+    __tablename__ = "submissions"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    owner_id: Mapped[str] = mapped_column(Id, ForeignKey("users.id"))
+    endpoint_id: Mapped[str] = mapped_column(Id)
+    task_group_id: Mapped[str] = mapped_column(Id)
+    idempotency_key: Mapped[str | None] = mapped_column(String(128))
+    #: SHA-256 of what came with the key, so that a key used for something else is noticed.
+    digest: Mapped[str | None] = mapped_column(String(64))
+    #: ``resource_specification`` and ``result_serializers``, where they were given.
+    options: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    created_at: Mapped[float] = mapped_column(Seconds)
+    #: Null until the broker has confirmed the message.
+    dispatched_at: Mapped[float | None] = mapped_column(Seconds)
+
+    __table_args__ = (
+        UniqueConstraint("owner_id", "idempotency_key"),
+        Index(
+            "ix_submissions_undispatched",
+            "created_at",
+            sqlite_where=text("dispatched_at IS NULL"),
+            postgresql_where=text("dispatched_at IS NULL"),
+        ),
+    )
+
+
+class Task(Base):
+    """One call of one function on one endpoint, and how it ended."""
+
+    __tablename__ = "tasks"
+
+    #: Counts up with time: the order of listings.
+    seq: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(Id, unique=True)
+    owner_id: Mapped[str] = mapped_column(Id)
+    submission_id: Mapped[str] = mapped_column(Id, index=True)
+    task_group_id: Mapped[str] = mapped_column(Id)
+    endpoint_id: Mapped[str] = mapped_column(Id)
+    function_id: Mapped[str] = mapped_column(Id)
+    payload: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(20))
+    #: A line a change: the state, a space, seconds since 1970.
+    history: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[float] = mapped_column(Seconds)
+    changed_at: Mapped[float] = mapped_column(Seconds)
+    completed_at: Mapped[float | None] = mapped_column(Seconds)
+    #: The result's number within its group; null until there is one.
+    result_seq: Mapped[int | None] = mapped_column(RowNumber)
+    #: The serialised value, or the text of the traceback.
+    outcome: Mapped[str | None] = mapped_column(Text)
+    #: Characters of ``outcome`` and ``exception_object``, so that answers can be kept to a size.
+    outcome_size: Mapped[int | None] = mapped_column(Integer)
+    error_code: Mapped[str | None] = mapped_column(String(100))
+    exception_object: Mapped[str | None] = mapped_column(Text)
+    #: The worker's ``details``.
+    details: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+
+    __table_args__ = (
+        Index("ix_tasks_group_results", "task_group_id", "result_seq"),
+        Index("ix_tasks_owner", "owner_id", "seq"),
+        Index(
+            "ix_tasks_unfinished",
+            "endpoint_id",
+            "state",
+            sqlite_where=text("completed_at IS NULL"),
+            postgresql_where=text("completed_at IS NULL"),
+        ),
+    )

@@ -1,0 +1,98 @@
+"""The queues and exchanges of the broker: their names, how to reach them, and what an agent is told of them."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from kombu import Connection, Exchange, Queue
+
+RESULTS = Queue(
+    "results", exchange=Exchange("results", type="topic", durable=True), routing_key="*.results", durable=True
+)
+HEARTBEATS = Queue(
+    "heartbeats", exchange=Exchange("heartbeats", type="topic", durable=True), routing_key="*.heartbeats", durable=True
+)
+
+#: What every message of ours carries beside its body.
+MESSAGE_PROPERTIES = {"content_type": "application/json", "content_encoding": "utf-8", "delivery_mode": 2}
+
+
+def tasks_queue(endpoint_id: str) -> Queue:
+    """Where an endpoint's tasks wait for its agent."""
+    return Queue(f"{endpoint_id}.tasks", durable=True)
+
+
+def commands_queue(endpoint_id: str) -> Queue:
+    """Where an agent is told to stop."""
+    return Queue(f"{endpoint_id}.commands", durable=True)
+
+
+def connect(broker_url: str) -> Connection:
+    """A connection that is opened at its first use. Each thread needs its own."""
+    if broker_url.startswith("redis"):
+        # A message is acknowledged within milliseconds; what a killed consumer left behind comes back after a minute.
+        options: dict[str, Any] = {
+            "visibility_timeout": 60,
+            "socket_keepalive": True,
+            "socket_connect_timeout": 5,
+            "health_check_interval": 10,
+        }
+    else:
+        options = {"confirm_publish": True}
+    return Connection(broker_url, transport_options=options, connect_timeout=5)
+
+
+def declare(broker_url: str, *queues: Queue) -> None:
+    """Make sure that these queues exist, with their exchanges and bindings."""
+    with connect(broker_url) as connection, connection.channel() as channel:
+        for queue in queues:
+            queue(channel).declare()
+
+
+def endpoint_id_of(routing_key: str) -> str:
+    """Who sent a message: ``<endpoint id>.results`` or ``<endpoint id>.heartbeats``."""
+    return routing_key.rpartition(".")[0]
+
+
+def reachable_url(broker_url: str, host: str | None) -> str:
+    """The broker's URL for somebody who reached the service as ``host``.
+
+    A broker that listens on every address has none of its own to hand out.
+
+    >>> reachable_url("redis://:secret@0.0.0.0:6379/0", "gateway.example.org")
+    'redis://:secret@gateway.example.org:6379/0'
+    >>> reachable_url("redis://:secret@127.0.0.1:6379/0", "gateway.example.org")
+    'redis://:secret@127.0.0.1:6379/0'
+    """
+    parts = urlsplit(broker_url)
+    if host is None or parts.hostname not in ("0.0.0.0", "::"):
+        return broker_url
+    user, at, _ = parts.netloc.rpartition("@")
+    address = f"[{host}]" if ":" in host else host
+    port = f":{parts.port}" if parts.port else ""
+    return urlunsplit(parts._replace(netloc=f"{user}{at}{address}{port}"))
+
+
+def queue_infos(endpoint_id: str, connection_url: str) -> dict[str, Any]:
+    """The four ``..._queue_info`` objects of a registration's answer."""
+    return {
+        "task_queue_info": {"connection_url": connection_url, "queue": tasks_queue(endpoint_id).name, "exchange": ""},
+        "command_queue_info": {"connection_url": connection_url, "queue": commands_queue(endpoint_id).name},
+        "result_queue_info": _publishing(RESULTS, endpoint_id, connection_url),
+        "heartbeat_queue_info": _publishing(HEARTBEATS, endpoint_id, connection_url),
+    }
+
+
+def _publishing(queue: Queue, endpoint_id: str, connection_url: str) -> dict[str, Any]:
+    return {
+        "connection_url": connection_url,
+        "exchange": queue.exchange.name,
+        "queue": queue.name,
+        "queue_publish_kwargs": {
+            "exchange": queue.exchange.name,
+            "routing_key": f"{endpoint_id}.{queue.name}",
+            "mandatory": True,
+            "properties": MESSAGE_PROPERTIES,
+        },
+    }
