@@ -45,7 +45,7 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A connection that sees one consistent state."""
+        """A connection for statements that only read."""
         with self.engine.connect() as connection:
             yield connection
 
@@ -95,6 +95,9 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A transaction that begins as a reader may be refused the step to writer; so a writer says so at once.
-    writes = connection.get_execution_options().get("farcall_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    # A transaction that begins as a reader may be refused the step to writer, so a writer says so at once. A reader
+    # needs none: each of its statements sees one consistent state.
+    if connection.get_execution_options().get("farcall_writes", False):
+        driver = connection.connection.dbapi_connection
+        assert driver is not None
+        driver.execute("BEGIN IMMEDIATE")

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Executable, Row, select
 
 from farcall.wire import EXECUTION_START, BatchedTask, ErrorDetails, Result, TaskState, Transition
+from farcall_webservice import statements as sql
 from farcall_webservice.database import Database
-from farcall_webservice.models import Submission, Task, TaskGroup
 
 log = logging.getLogger(__name__)
 
@@ -110,11 +110,11 @@ class Ledger:
             if task_group_id is None:
                 task_group_id = str(uuid.uuid4())
                 connection.execute(
-                    insert(TaskGroup),
+                    sql.ADD_GROUP,
                     {"id": task_group_id, "owner_id": owner_id, "created_at": now, "last_result_seq": 0},
                 )
             connection.execute(
-                insert(Submission),
+                sql.ADD_SUBMISSION,
                 {
                     "id": submission_id,
                     "owner_id": owner_id,
@@ -145,7 +145,7 @@ class Ledger:
                     for task_id, payload in zip(ids[function_id], texts, strict=True)
                 )
             if rows:
-                connection.execute(insert(Task), rows)
+                connection.execute(sql.ADD_TASKS, rows)
         tasks = [BatchedTask(row["id"], row["function_id"], row["payload"], options or {}) for row in rows]
         return Receipt(submission_id, task_group_id, endpoint_id, ids, [Outgoing(submission_id, endpoint_id, tasks)])
 
@@ -154,29 +154,21 @@ class Ledger:
     def undispatched(self, *, limit: int = 100) -> list[Outgoing]:
         """The oldest submissions whose message no broker has confirmed yet."""
         with self._database.reading() as connection:
-            submissions = connection.execute(
-                select(Submission.id)
-                .where(Submission.dispatched_at.is_(None))
-                .order_by(Submission.created_at)
-                .limit(limit)
-            ).scalars()
-            return self._outgoing(connection, Task.submission_id, list(submissions))
+            submission_ids = list(connection.execute(sql.UNDISPATCHED, {"limit": limit}).scalars())
+            batches = {
+                batch.submission_id: batch for batch in _outgoing(connection, submission_ids, of_submissions=True)
+            }
+        # A submission whose tasks have all ended has nothing to send, yet wants to be marked.
+        return [batches.get(each) or Outgoing(each, "", []) for each in submission_ids]
 
     def mark_dispatched(self, submission_ids: Sequence[str]) -> None:
         """The broker has these submissions now."""
         now = time.time()
+        values = {"now": now, "line": _line(TaskState.WAITING_FOR_EP, now)}
         with self._database.writing() as connection:
             for some in _in_parts(submission_ids):
-                connection.execute(update(Submission).where(Submission.id.in_(some)).values(dispatched_at=now))
-                connection.execute(
-                    update(Task)
-                    .where(Task.submission_id.in_(some), Task.state == TaskState.RECEIVED.value)
-                    .values(
-                        state=TaskState.WAITING_FOR_EP.value,
-                        changed_at=now,
-                        history=Task.history + _line(TaskState.WAITING_FOR_EP, now),
-                    )
-                )
+                connection.execute(sql.MARK_SUBMISSIONS, {"ids": some, "now": now})
+                connection.execute(sql.MARK_TASKS, {"ids": some, **values})
 
     def unaccounted(self, endpoint_id: str, holds: Iterable[str], *, grace_s: float, limit: int = 5000) -> Unaccounted:
         """Compare what an agent holds with what the ledger believes it has.
@@ -185,21 +177,11 @@ class Ledger:
         """
         held = set(holds)
         found = Unaccounted()
+        question = {"endpoint": endpoint_id, "before": time.time() - grace_s, "limit": limit}
         with self._database.reading() as connection:
-            for state, into in (
-                (TaskState.WAITING_FOR_EP, found.sent),
-                *((state, found.taken) for state in sorted(REPORTABLE_STATES)),
-            ):
-                ids = connection.execute(
-                    select(Task.id)
-                    .where(
-                        Task.endpoint_id == endpoint_id,
-                        Task.state == state.value,
-                        Task.completed_at.is_(None),
-                        Task.changed_at < time.time() - grace_s,
-                    )
-                    .limit(limit)
-                ).scalars()
+            for state in (TaskState.WAITING_FOR_EP, *sorted(REPORTABLE_STATES)):
+                into = found.sent if state == TaskState.WAITING_FOR_EP else found.taken
+                ids = connection.execute(sql.UNCHANGED_SINCE, {**question, "state": state.value}).scalars()
                 into.extend(task_id for task_id in ids if task_id not in held)
         return found
 
@@ -209,38 +191,9 @@ class Ledger:
         with self._database.writing() as connection:
             for some in _in_parts(task_ids):
                 connection.execute(
-                    update(Task)
-                    .where(Task.id.in_(some), Task.completed_at.is_(None))
-                    .values(
-                        state=TaskState.WAITING_FOR_EP.value,
-                        changed_at=now,
-                        history=Task.history + _line(TaskState.WAITING_FOR_EP, now),
-                    )
+                    sql.SEND_AGAIN, {"ids": some, "now": now, "line": _line(TaskState.WAITING_FOR_EP, now)}
                 )
-            return self._outgoing(connection, Task.id, task_ids)
-
-    def _outgoing(self, connection: Connection, column: Any, keys: Sequence[str]) -> list[Outgoing]:
-        """The unfinished tasks whose ``column`` is one of ``keys``, by submission, oldest first."""
-        batches: dict[str, Outgoing] = {}
-        for some in _in_parts(keys):
-            rows = connection.execute(
-                select(
-                    Task.id, Task.function_id, Task.payload, Task.submission_id, Task.endpoint_id, Submission.options
-                )
-                .join(Submission, Submission.id == Task.submission_id)
-                .where(column.in_(some), Task.completed_at.is_(None))
-                .order_by(Task.seq)
-            )
-            for row in rows:
-                task = BatchedTask(row.id, row.function_id, row.payload, row.options or {})
-                batch = batches.setdefault(row.submission_id, Outgoing(row.submission_id, row.endpoint_id, []))
-                assert isinstance(batch.tasks, list)
-                batch.tasks.append(task)
-        if column is Task.submission_id:
-            # A submission whose tasks have all ended has nothing to send, yet wants to be marked.
-            for submission_id in keys:
-                batches.setdefault(submission_id, Outgoing(submission_id, "", []))
-        return list(batches.values())
+            return _outgoing(connection, task_ids, of_submissions=False)
 
     # -- collecting ---------------------------------------------------------------------------------------------------
 
@@ -263,26 +216,18 @@ class Ledger:
             # Always in the same order, so that two collectors cannot wait for each other.
             for group_id in sorted(by_group):
                 task_ids = by_group[group_id]
-                last = connection.execute(
-                    update(TaskGroup)
-                    .where(TaskGroup.id == group_id)
-                    .values(last_result_seq=TaskGroup.last_result_seq + len(task_ids))
-                    .returning(TaskGroup.last_result_seq)
-                ).scalar_one()
+                numbering = {"of": group_id, "more": len(task_ids)}
+                last = connection.execute(sql.NUMBER_RESULTS, numbering).scalar_one()
                 first = last - len(task_ids) + 1
                 updates += [_ended(newest[task_id], first + offset, now) for offset, task_id in enumerate(task_ids)]
-            connection.execute(_END_TASK, updates)
+            connection.execute(sql.END_TASK, updates)
         return set(by_group)
 
     def _unfinished(self, connection: Connection, task_ids: Sequence[str], endpoint_id: str | None) -> list[Row[Any]]:
+        query = sql.UNFINISHED if self._database.is_sqlite else sql.UNFINISHED_LOCKED
         rows: list[Row[Any]] = []
         for some in _in_parts(task_ids):
-            query = select(Task.id, Task.task_group_id, Task.endpoint_id, Task.seq).where(
-                Task.id.in_(some), Task.completed_at.is_(None)
-            )
-            if not self._database.is_sqlite:
-                query = query.order_by(Task.seq).with_for_update()
-            rows += connection.execute(query)
+            rows += connection.execute(query, {"ids": some})
         if endpoint_id is None:
             return rows
         for row in rows:
@@ -302,16 +247,15 @@ class Ledger:
         if not updates:
             return
         with self._database.writing() as connection:
-            connection.execute(_MOVE_TASK, updates)
+            connection.execute(sql.MOVE_TASK, updates)
 
     def fail_tasks_of_endpoint(self, endpoint_id: str, reason: str, *, code: str) -> set[str]:
         """End every unfinished task of an endpoint as failed. Returns the groups that have news."""
         groups: set[str] = set()
         while True:
             with self._database.reading() as connection:
-                ids = connection.execute(
-                    select(Task.id).where(Task.endpoint_id == endpoint_id, Task.completed_at.is_(None)).limit(1000)
-                ).scalars()
+                question = {"endpoint": endpoint_id, "limit": 1000}
+                ids = connection.execute(sql.UNFINISHED_OF_ENDPOINT, question).scalars()
                 failures = [Result(task_id, reason, error_details=ErrorDetails(code, reason)) for task_id in ids]
             if not failures:
                 return groups
@@ -321,37 +265,29 @@ class Ledger:
 
     def task_group_owner(self, task_group_id: str) -> str | None:
         with self._database.reading() as connection:
-            return connection.execute(
-                select(TaskGroup.owner_id).where(TaskGroup.id == task_group_id)
-            ).scalar_one_or_none()
+            return connection.execute(sql.GROUP_OWNER, {"group": task_group_id}).scalar_one_or_none()
 
     def tasks(self, task_ids: Sequence[str]) -> list[Row[Any]]:
         """Whole rows of these tasks (without payload), in no particular order; unknown ids are left out."""
         rows: list[Row[Any]] = []
         with self._database.reading() as connection:
             for some in _in_parts(task_ids):
-                rows += connection.execute(select(*_DOCUMENT_COLUMNS).where(Task.id.in_(some)))
+                rows += connection.execute(sql.TASKS_BY_ID, {"ids": some})
         return rows
 
     def task_group(self, task_group_id: str) -> list[Row[Any]]:
         """``id`` and ``created_at`` of a group's tasks, oldest first."""
         with self._database.reading() as connection:
-            return list(
-                connection.execute(
-                    select(Task.id, Task.created_at).where(Task.task_group_id == task_group_id).order_by(Task.seq)
-                )
-            )
+            return list(connection.execute(sql.TASKS_OF_GROUP, {"group": task_group_id}))
 
     def group_results(self, task_group_id: str, *, after: int, limit: int, max_characters: int) -> list[Row[Any]]:
         """Whole rows of a group's ended tasks whose ``result_seq`` is above ``after``, in that order.
 
         At most ``limit`` of them, and at least one but no more than ``max_characters`` of outcomes.
         """
-        in_group = (Task.task_group_id == task_group_id, Task.result_seq > after)
+        question: dict[str, Any] = {"group": task_group_id, "after": after}
         with self._database.reading() as connection:
-            sizes = connection.execute(
-                select(Task.result_seq, Task.outcome_size).where(*in_group).order_by(Task.result_seq).limit(limit)
-            ).all()
+            sizes = connection.execute(sql.RESULT_SIZES, {**question, "limit": limit}).all()
             if not sizes:
                 return []
             until, characters = sizes[0].result_seq, 0
@@ -360,23 +296,20 @@ class Ledger:
                 if characters > max_characters and seq != until:
                     break
                 until = seq
-            return list(
-                connection.execute(
-                    select(*_DOCUMENT_COLUMNS).where(*in_group, Task.result_seq <= until).order_by(Task.result_seq)
-                )
-            )
+            return list(connection.execute(sql.RESULTS_UNTIL, {**question, "until": until}))
 
     def list_tasks(self, owner_id: str, wanted: TaskFilter, *, before: int | None, limit: int) -> list[Row[Any]]:
         """An owner's tasks, newest first, without outcomes; ``before`` is the ``seq`` of the last one already seen."""
-        query = select(*_SUMMARY_COLUMNS).where(Task.owner_id == owner_id).order_by(Task.seq.desc()).limit(limit)
+        task = sql.task
+        query = select(*sql.SUMMARY_COLUMNS).where(task.owner_id == owner_id).order_by(task.seq.desc()).limit(limit)
         conditions = (
-            (before, Task.seq < before if before is not None else None),
-            (wanted.state, Task.state == wanted.state),
-            (wanted.endpoint_id, Task.endpoint_id == wanted.endpoint_id),
-            (wanted.function_id, Task.function_id == wanted.function_id),
-            (wanted.task_group_id, Task.task_group_id == wanted.task_group_id),
-            (wanted.created_after, Task.created_at > (wanted.created_after or 0)),
-            (wanted.created_before, Task.created_at < (wanted.created_before or 0)),
+            (before, task.seq < before if before is not None else None),
+            (wanted.state, task.state == wanted.state),
+            (wanted.endpoint_id, task.endpoint_id == wanted.endpoint_id),
+            (wanted.function_id, task.function_id == wanted.function_id),
+            (wanted.task_group_id, task.task_group_id == wanted.task_group_id),
+            (wanted.created_after, task.created_at > (wanted.created_after or 0)),
+            (wanted.created_before, task.created_at < (wanted.created_before or 0)),
         )
         for value, condition in conditions:
             if value is not None and condition is not None:
@@ -387,63 +320,7 @@ class Ledger:
     def count_unfinished(self, endpoint_id: str) -> int:
         """How many tasks an endpoint has yet to end."""
         with self._database.reading() as connection:
-            return connection.execute(
-                select(func.count()).where(Task.endpoint_id == endpoint_id, Task.completed_at.is_(None))
-            ).scalar_one()
-
-
-_SUMMARY_COLUMNS = (
-    Task.seq,
-    Task.id,
-    Task.owner_id,
-    Task.task_group_id,
-    Task.endpoint_id,
-    Task.function_id,
-    Task.state,
-    Task.created_at,
-    Task.changed_at,
-    Task.completed_at,
-    Task.error_code,
-)
-_DOCUMENT_COLUMNS = (
-    *_SUMMARY_COLUMNS,
-    Task.history,
-    Task.result_seq,
-    Task.outcome,
-    Task.exception_object,
-    Task.details,
-)
-
-_END_TASK = (
-    update(Task.__table__)  # type: ignore[arg-type]
-    .where(Task.__table__.c.id == bindparam("of"))
-    .values(
-        state=bindparam("to"),
-        history=Task.__table__.c.history + bindparam("lines"),
-        changed_at=bindparam("now"),
-        completed_at=bindparam("now"),
-        result_seq=bindparam("number"),
-        outcome=bindparam("data"),
-        outcome_size=bindparam("size"),
-        error_code=bindparam("error"),
-        exception_object=bindparam("exception"),
-        details=bindparam("worker"),
-    )
-)
-_MOVE_TASK = (
-    update(Task.__table__)  # type: ignore[arg-type]
-    .where(
-        Task.__table__.c.id == bindparam("of"),
-        Task.__table__.c.endpoint_id == bindparam("at"),
-        Task.__table__.c.completed_at.is_(None),
-        Task.__table__.c.state != bindparam("to"),
-    )
-    .values(
-        state=bindparam("to"),
-        changed_at=bindparam("now"),
-        history=Task.__table__.c.history + bindparam("lines"),
-    )
-)
+            return int(connection.execute(sql.COUNT_UNFINISHED, {"endpoint": endpoint_id}).scalar_one())
 
 
 def _ended(result: Result, number: int, now: float) -> dict[str, Any]:
@@ -468,19 +345,26 @@ def _ended(result: Result, number: int, now: float) -> dict[str, Any]:
     }
 
 
+def _outgoing(connection: Connection, ids: Sequence[str], *, of_submissions: bool) -> list[Outgoing]:
+    """The unfinished ones of these tasks, or of the tasks of these submissions, by submission; oldest first."""
+    query: Executable = sql.OUTGOING_BY_SUBMISSION if of_submissions else sql.OUTGOING_BY_TASK
+    batches: dict[str, Outgoing] = {}
+    tasks: dict[str, list[BatchedTask]] = defaultdict(list)
+    for some in _in_parts(ids):
+        for row in connection.execute(query, {"ids": some}):
+            tasks[row.submission_id].append(BatchedTask(row.id, row.function_id, row.payload, row.options or {}))
+            batches[row.submission_id] = Outgoing(row.submission_id, row.endpoint_id, tasks[row.submission_id])
+    return list(batches.values())
+
+
 def _earlier_receipt(connection: Connection, owner_id: str, key: str, digest: str | None) -> Receipt | None:
-    earlier = connection.execute(
-        select(Submission).where(Submission.owner_id == owner_id, Submission.idempotency_key == key)
-    ).one_or_none()
+    earlier = connection.execute(sql.SUBMISSION_OF_KEY, {"owner": owner_id, "key": key}).one_or_none()
     if earlier is None:
         return None
     if earlier.digest != digest:
         raise KeyReused(key)
     ids: dict[str, list[str]] = defaultdict(list)
-    rows = connection.execute(
-        select(Task.id, Task.function_id).where(Task.submission_id == earlier.id).order_by(Task.seq)
-    )
-    for row in rows:
+    for row in connection.execute(sql.TASKS_OF_SUBMISSION, {"submission": earlier.id}):
         ids[row.function_id].append(row.id)
     return Receipt(earlier.id, earlier.task_group_id, earlier.endpoint_id, ids)
 

@@ -36,6 +36,8 @@ def connect(broker_url: str) -> Connection:
             "visibility_timeout": 60,
             "socket_keepalive": True,
             "socket_connect_timeout": 5,
+            # A broker that is there but does not answer is one that is not there.
+            "socket_timeout": 15,
             "health_check_interval": 10,
         }
     else:

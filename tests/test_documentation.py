@@ -1,0 +1,79 @@
+"""What the documentation shows works, and what it points to exists."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "providers").glob("*/README.md")])
+
+
+def examples_of(page: Path) -> str:
+    """The Python blocks of a page that are marked as examples, as one program."""
+    return "\n".join(re.findall(r"<!-- example -->\n```python\n(.*?)```", page.read_text(), re.DOTALL))
+
+
+WITH_EXAMPLES = [page for page in PAGES if examples_of(page)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text())
+
+    missing = [link for link in links if not (page.parent / link).exists()]
+
+    assert not missing
+
+
+@pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_examples_of_a_page_run(page: Path, service, endpoint, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    program = tmp_path / "example.py"
+    program.write_text(examples_of(page).replace("YOUR-ENDPOINT-ID", endpoint.id))
+
+    done = subprocess.run(
+        [sys.executable, program], env=service.environment, check=False, capture_output=True, text=True, timeout=100
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_the_tour_in_the_examples_runs(service, endpoint) -> None:  # type: ignore[no-untyped-def]
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "tutorial.py", endpoint.id],
+        env=service.environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "Hello World!" in done.stdout
+    assert "0 1 4 9 16 25 36 49 64 81" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["farcall-webservice", "farcall-endpoint"])
+def test_every_command_that_the_documentation_names_exists(command: str) -> None:
+    named = {
+        words
+        for page in PAGES
+        for words in re.findall(rf"^\$ {command} ([a-z]+(?: [a-z]+)?)", page.read_text(), re.MULTILINE)
+    }
+    assert named
+
+    for words in sorted(named):
+        done = subprocess.run(
+            [Path(sys.executable).parent / command, words.split()[0], "--help"],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert done.returncode == 0, f"{command} {words}: {done.stderr}"

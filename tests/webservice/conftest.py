@@ -1,0 +1,165 @@
+"""The HTTP side on a real database; what would go to the broker is written down instead."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from werkzeug.test import TestResponse
+
+from farcall import wire
+from farcall_webservice import auth
+from farcall_webservice.app import create_app
+from farcall_webservice.config import ServiceConfig
+from farcall_webservice.database import Database
+from farcall_webservice.ledger import Ledger, Outgoing
+from farcall_webservice.waiting import Waiting
+
+#: Two arguments and no keyword arguments, packed.
+PAYLOAD = "9\n11\n[1, 2]5\n11\n{}"
+
+
+@dataclass
+class RecordingOutbox:
+    """Stands where the dispatcher would."""
+
+    sent: list[wire.BatchedTask] = field(default_factory=list)
+    commands: list[tuple[str, wire.Command]] = field(default_factory=list)
+
+    def send(self, outgoing: Iterable[Outgoing]) -> None:
+        for batch in outgoing:
+            self.sent.extend(batch.tasks)
+
+    def command(self, endpoint_id: str, command: wire.Command) -> None:
+        self.commands.append((endpoint_id, command))
+
+
+class WatchedWaiting(Waiting):
+    """Says when a request has begun to wait, so that a test need not guess."""
+
+    def __init__(self, max_waiters: int) -> None:
+        super().__init__(max_waiters)
+        self.somebody_waits = threading.Event()
+
+    def listen(self, task_group_id: str) -> Any:
+        listening = super().listen(task_group_id)
+        self.somebody_waits.set()
+        return listening
+
+
+class Answer:
+    """What came back for a request."""
+
+    def __init__(self, response: TestResponse) -> None:
+        self.status = response.status_code
+        self.headers = response.headers
+        self.text = response.get_data().decode(errors="replace")
+        self.body: Any = response.json if response.is_json else None
+
+    def done(self) -> Any:
+        """The body of an answer that has to be a success."""
+        assert self.status == 200, self.text
+        return self.body
+
+    def refused(self, status: int, code: str) -> str:
+        """The message of an answer that has to be this error, in the document that every error has."""
+        assert (self.status, (self.body or {}).get("code")) == (status, code), self.text
+        assert self.body["http_status_code"] == status
+        assert self.body["reason"] == self.body["message"]
+        assert self.body["request_id"] == self.headers["X-Request-Id"]
+        return str(self.body["message"])
+
+
+class Person:
+    """A user with a token, who sends requests."""
+
+    def __init__(self, app: Flask, name: str, user_id: str, token: str) -> None:
+        self._app = app
+        self.name = name
+        self.id = user_id
+        self.token = token
+
+    def ask(self, method: str, path: str, **more: Any) -> Answer:
+        headers = {"Authorization": f"Bearer {self.token}", **more.pop("headers", {})}
+        return Answer(self._app.test_client().open(path, method=method, headers=headers, **more))
+
+    def get(self, path: str, **more: Any) -> Answer:
+        return self.ask("GET", path, **more)
+
+    def post(self, path: str, body: Any = None, **more: Any) -> Answer:
+        return self.ask("POST", path, json=body, **more)
+
+    def put(self, path: str, body: Any, **more: Any) -> Answer:
+        return self.ask("PUT", path, json=body, **more)
+
+    def delete(self, path: str) -> Answer:
+        return self.ask("DELETE", path)
+
+    def function(self, **more: Any) -> str:
+        body = {"function_name": "add", "function_code": "4\nst\nx", **more}
+        return str(self.post("/v3/functions", body).done()["function_uuid"])
+
+    def endpoint(self, **more: Any) -> str:
+        return str(self.post("/v3/endpoints", {"endpoint_name": "here", **more}).done()["endpoint_id"])
+
+    def submit(self, endpoint_id: str, function_id: str, count: int = 1, **more: Any) -> Any:
+        body = {"tasks": {function_id: [PAYLOAD] * count}, **more}
+        return self.post(f"/v3/endpoints/{endpoint_id}/submit", body).done()
+
+
+class Service:
+    """An application with a database of its own."""
+
+    def __init__(self, home: Path) -> None:
+        (home / "service").mkdir(parents=True)
+        config = ServiceConfig.from_environment({}, home=home)
+        self.config = replace(
+            config,
+            broker_url="memory://",
+            max_function_bytes=1000,
+            max_payload_bytes=1000,
+            max_request_bytes=20_000,
+            max_batch_tasks=20,
+        )
+        self.database = Database(config.database_url)
+        self.database.migrate()
+        self.ledger = Ledger(self.database)
+        self.outbox = RecordingOutbox()
+        self.waiting = WatchedWaiting(max_waiters=2)
+        self.app = create_app(self.config, self.database, self.ledger, self.outbox, self.waiting)
+
+    def person(self, name: str) -> Person:
+        user_id = auth.create_user(self.database, name)
+        return Person(self.app, name, user_id, auth.create_token(self.database, name)[1])
+
+    def finish(self, *task_ids: str, value: str = "11\n3") -> None:
+        """Play the agent and the collector: these tasks have ended with a value."""
+        self.waiting.wake(self.ledger.record_results(None, [wire.Result(task_id, value) for task_id in task_ids]))
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    made = Service(tmp_path / "home")
+    yield made
+    made.database.close()
+
+
+@pytest.fixture
+def ada(service: Service) -> Person:
+    return service.person("ada")
+
+
+@pytest.fixture
+def bob(service: Service) -> Person:
+    return service.person("bob")
+
+
+@pytest.fixture
+def unknown_id() -> str:
+    return str(uuid.uuid4())

@@ -1,0 +1,128 @@
+"""The service's settings and its command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from farcall.errors import ConfigurationError
+from farcall_webservice import auth
+from farcall_webservice.cli import app
+from farcall_webservice.config import ServiceConfig
+from farcall_webservice.database import Database
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for variable in ("FARCALL_DATABASE_URL", "FARCALL_BROKER_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("FARCALL_HOME", str(tmp_path))
+    return tmp_path
+
+
+def run(*arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_without_settings_everything_is_in_the_home(tmp_path: Path) -> None:
+    config = ServiceConfig.from_environment({"FARCALL_HOME": str(tmp_path)})
+
+    assert config.database_url == f"sqlite:///{tmp_path}/service/ledger.sqlite"
+    assert (config.broker_url, config.host, config.port) == (None, "127.0.0.1", 5000)
+
+
+def test_an_option_goes_before_its_variable() -> None:
+    config = ServiceConfig.from_environment(
+        {"FARCALL_HOME": "/a", "FARCALL_BROKER_URL": "amqp://variable/", "FARCALL_MAX_BATCH_TASKS": "7"},
+        home=Path("/b"),
+        broker_url="redis://option/0",
+        port=None,
+    )
+
+    assert (config.home, config.broker_url, config.max_batch_tasks) == (Path("/b"), "redis://option/0", 7)
+
+
+def test_postgresql_is_reached_by_the_driver_that_we_install() -> None:
+    config = ServiceConfig.from_environment({"FARCALL_DATABASE_URL": "postgresql://me@host/ledger"})
+
+    assert config.database_url == "postgresql+psycopg://me@host/ledger"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("FARCALL_MAX_PAYLOAD_BYTES", "10 MB"),
+        ("FARCALL_MAX_FUNCTION_BYTES", "0"),
+        ("FARCALL_MAX_BATCH_TASKS", "-1"),
+        ("FARCALL_PORT", "70000"),
+        ("FARCALL_DATABASE_URL", "mysql://host/ledger"),
+        ("FARCALL_BROKER_URL", "localhost:5672"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_the_name_of_its_variable(variable: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{variable} "):
+        ServiceConfig.from_environment({variable: value})
+
+
+def test_a_wrong_url_does_not_give_its_password_away() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        ServiceConfig.from_environment({"FARCALL_BROKER_URL": "stomp://me:secret@host/"})
+
+    assert "secret" not in str(caught.value)
+
+
+def test_a_wrong_option_is_one_sentence_and_not_a_traceback(home: Path) -> None:
+    result = run("serve", "--broker-url", "nonsense", code=1)
+
+    assert result.output.startswith("error: option --broker-url begins with 'nonsense'")
+
+
+def test_a_user_and_a_token_can_be_made_before_the_service_has_ever_run(home: Path) -> None:
+    run("user", "add", "ada")
+    secret = run("token", "create", "ada", "--expires", "30", "--label", "laptop").output.strip()
+
+    database = Database(ServiceConfig.from_environment().database_url)
+    caller = auth.check(database, f"Bearer {secret}")
+    database.close()
+    assert caller.name == "ada"
+    assert "ada" in run("user", "list").output
+    listed = run("token", "list").output
+    assert "expires" in listed and "laptop" in listed and secret not in listed
+
+
+def test_a_token_is_revoked_by_the_id_that_the_list_shows(home: Path) -> None:
+    run("user", "add", "ada")
+    run("token", "create", "ada")
+    token_id = run("token", "list").output.split()[0]
+
+    run("token", "revoke", token_id)
+
+    assert "revoked" in run("token", "list").output
+    assert "there is no token 'nonsense'" in run("token", "revoke", "nonsense", code=1).output
+
+
+def test_groups_are_made_and_filled(home: Path) -> None:
+    run("user", "add", "ada")
+    run("group", "create", "analysts")
+
+    run("group", "add", "analysts", "ada")
+
+    assert "there is no group 'nobody'" in run("group", "add", "nobody", "ada", code=1).output
+    assert "there is a user 'ada' already" in run("user", "add", "ada", code=1).output
+
+
+def test_the_database_can_be_upgraded_twice(home: Path) -> None:
+    run("db", "upgrade")
+
+    assert "up to date" in run("db", "upgrade").output
+
+
+def test_a_home_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FARCALL_HOME", str(tmp_path / "file"))
+
+    assert run("user", "list", code=1).output.startswith("error: ")

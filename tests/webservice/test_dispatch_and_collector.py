@@ -1,0 +1,259 @@
+"""Tasks go out and results come in, over a real Valkey."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from kombu import Connection, Consumer, Producer
+from sqlalchemy import insert, select
+
+from farcall import wire
+from farcall_webservice import queues
+from farcall_webservice.collector import Collector
+from farcall_webservice.database import Database
+from farcall_webservice.dispatch import TASKS_PER_MESSAGE, Dispatcher
+from farcall_webservice.ledger import Ledger, Receipt
+from farcall_webservice.models import Endpoint, Function, User
+from farcall_webservice.valkey import Valkey
+from farcall_webservice.waiting import Waiting
+
+OWNER, FUNCTION = str(uuid.uuid4()), str(uuid.uuid4())
+CODE = "9\nst\nf:code\n"
+TIMEOUT_S = 30
+
+
+class Loop:
+    """A database, a broker, and what stands between them; the test plays the agent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.broker = Valkey(folder / "valkey", "127.0.0.1")
+        self.database = Database(f"sqlite:///{folder / 'ledger.sqlite'}")
+        self.database.migrate()
+        self.ledger = Ledger(self.database)
+        self.waiting = Waiting(max_waiters=10)
+        self.dispatcher = Dispatcher(self.broker.url, self.database, self.ledger)
+        self.collector = Collector(self.broker.url, self.database, self.ledger, self.dispatcher, self.waiting)
+        now = time.time()
+        with self.database.writing() as connection:
+            connection.execute(insert(User), {"id": OWNER, "name": "ada", "created_at": now})
+            connection.execute(
+                insert(Function),
+                {"id": FUNCTION, "owner_id": OWNER, "name": "f", "code": CODE, "created_at": now}
+                | {"details": {"python_version": "3.11.7"}},
+            )
+
+    def add_endpoint(self, **details: object) -> str:
+        endpoint_id, now = str(uuid.uuid4()), time.time()
+        with self.database.writing() as connection:
+            connection.execute(
+                insert(Endpoint),
+                {"id": endpoint_id, "owner_id": OWNER, "name": "e", "details": details}
+                | {"created_at": now, "registered_at": now},
+            )
+        return endpoint_id
+
+    def submit(self, endpoint_id: str, count: int = 1, **options: object) -> Receipt:
+        receipt = self.ledger.submit(
+            owner_id=OWNER, endpoint_id=endpoint_id, payloads={FUNCTION: ["p"] * count}, options=options
+        )
+        self.dispatcher.send(receipt.outgoing)
+        return receipt
+
+    def take(self, endpoint_id: str, messages: int = 1) -> list[tuple[wire.Message, dict[str, str]]]:
+        """Receive so many messages of an endpoint's task queue."""
+        received: list[tuple[wire.Message, dict[str, str]]] = []
+
+        def keep(message: object) -> None:
+            received.append((wire.decode(message.body), dict(message.headers)))  # type: ignore[attr-defined]
+            message.ack()  # type: ignore[attr-defined]
+
+        queue = queues.tasks_queue(endpoint_id)
+        with queues.connect(self.broker.url) as connection, Consumer(connection.channel(), [queue], on_message=keep):
+            while len(received) < messages:
+                connection.drain_events(timeout=TIMEOUT_S)
+        return received
+
+    def say(self, endpoint_id: str, queue: queues.Queue, body: bytes) -> None:
+        """Publish as an endpoint's agent does."""
+        with queues.connect(self.broker.url) as connection:
+            Producer(connection.channel()).publish(
+                body,
+                exchange=queue.exchange,
+                routing_key=f"{endpoint_id}.{queue.name}",
+                declare=[queue],
+                **queues.MESSAGE_PROPERTIES,
+            )
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen"
+            time.sleep(0.01)
+
+    def state_of(self, task_id: str) -> str:
+        return str(self.ledger.tasks([task_id])[0].state)
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[Loop]:
+    loop = Loop(tmp_path)
+    loop.broker.start()
+    loop.dispatcher.start()
+    loop.collector.start()
+    yield loop
+    loop.collector.stop()
+    loop.dispatcher.stop()
+    loop.broker.stop()
+    loop.database.close()
+
+
+def test_an_agent_that_takes_batches_gets_many_tasks_and_their_code_once(loop: Loop) -> None:
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+
+    receipt = loop.submit(endpoint_id, 5, result_serializers=["a.B"])
+    ((batch, _),) = loop.take(endpoint_id)
+
+    assert isinstance(batch, wire.TaskBatch)
+    assert batch.functions == {FUNCTION: wire.FunctionCode(CODE, "3.11.7")}
+    assert [task.task_id for task in batch.tasks] == receipt.tasks[FUNCTION]
+    assert batch.tasks[0].options == {"result_serializers": ["a.B"]}
+    loop.wait_until(lambda: loop.state_of(receipt.tasks[FUNCTION][0]) == "waiting-for-ep")
+
+
+def test_a_large_submission_is_cut_into_messages_of_bounded_size(loop: Loop) -> None:
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+
+    loop.submit(endpoint_id, TASKS_PER_MESSAGE + 1)
+    sizes = [len(batch.tasks) for batch, _ in loop.take(endpoint_id, 2) if isinstance(batch, wire.TaskBatch)]
+
+    assert sizes == [TASKS_PER_MESSAGE, 1]
+
+
+def test_an_endpoint_that_announced_nothing_gets_one_task_a_message_with_its_headers(loop: Loop) -> None:
+    endpoint_id = loop.add_endpoint()
+
+    receipt = loop.submit(endpoint_id, 2)
+    taken = loop.take(endpoint_id, 2)
+
+    for (message, headers), task_id in zip(taken, receipt.tasks[FUNCTION], strict=True):
+        assert message == wire.Task(task_id, CODE + "p")
+        assert headers["task_uuid"] == task_id
+        assert headers["function_uuid"] == FUNCTION
+
+
+def test_a_result_is_recorded_and_wakes_who_waits(loop: Loop) -> None:
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    receipt = loop.submit(endpoint_id, 2)
+    first, second = receipt.tasks[FUNCTION]
+
+    with loop.waiting.listen(receipt.task_group_id) as news:
+        loop.say(endpoint_id, queues.RESULTS, wire.encode(wire.Result(first, "value")))
+        loop.say(endpoint_id, queues.RESULTS, wire.encode(wire.ResultBatch([wire.Result(second, "value")])))
+
+        assert news.wait(TIMEOUT_S)
+    loop.wait_until(lambda: [loop.state_of(task_id) for task_id in (first, second)] == ["success", "success"])
+
+
+def test_messages_that_make_no_sense_are_set_aside_and_the_next_one_is_read(loop: Loop) -> None:
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    (task_id,) = loop.submit(endpoint_id).tasks[FUNCTION]
+
+    for body in (b"", b"garbage", b"\x01{}", wire.encode(wire.Command("stop")), b"\x01\xff\xfe"):
+        loop.say(endpoint_id, queues.RESULTS, body)
+    loop.say(str(uuid.uuid4()), queues.RESULTS, wire.encode(wire.Result(task_id, "not mine to send")))
+    loop.say(endpoint_id, queues.RESULTS, wire.encode(wire.Result(task_id, "value")))
+
+    loop.wait_until(lambda: loop.state_of(task_id) == "success")
+    assert loop.ledger.tasks([task_id])[0].outcome == "value"
+
+
+def test_a_heartbeat_is_noted_with_what_it_says(loop: Loop) -> None:
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    report = {"heartbeat_period": 7, "total_workers": 3}
+
+    loop.say(endpoint_id, queues.HEARTBEATS, wire.encode(wire.StatusReport(endpoint_id, report)))
+
+    def noted() -> bool:
+        with loop.database.reading() as connection:
+            row = connection.execute(select(Endpoint).where(Endpoint.id == endpoint_id)).one()
+        return bool(row.heartbeat_period == 7 and row.last_report == report and row.last_heartbeat_at)
+
+    loop.wait_until(noted)
+
+
+def test_what_neither_agent_nor_queue_holds_is_sent_again(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farcall_webservice.collector.GRACE_S", -1.0)
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    kept, lost = loop.submit(endpoint_id, 2).tasks[FUNCTION]
+    loop.take(endpoint_id)
+    loop.wait_until(lambda: loop.state_of(lost) == "waiting-for-ep")
+
+    loop.say(endpoint_id, queues.HEARTBEATS, wire.encode(wire.StatusReport(endpoint_id, {}, holds=[kept])))
+    ((again, _),) = loop.take(endpoint_id)
+
+    assert isinstance(again, wire.TaskBatch)
+    assert [task.task_id for task in again.tasks] == [lost]
+
+
+def test_what_still_waits_on_the_queue_is_not_sent_again(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farcall_webservice.collector.GRACE_S", -1.0)
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    (task_id,) = loop.submit(endpoint_id).tasks[FUNCTION]
+    loop.wait_until(lambda: loop.state_of(task_id) == "waiting-for-ep")
+
+    unaccounted = loop.ledger.unaccounted(endpoint_id, [], grace_s=-1)
+
+    assert unaccounted.sent == [task_id]
+    assert loop.dispatcher.queued_messages(endpoint_id) == 1
+
+
+def test_a_submit_during_the_brokers_absence_goes_out_when_it_is_back(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    loop.dispatcher.start()
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    receipt = loop.submit(endpoint_id, 3)
+
+    loop.broker.start()
+    try:
+        ((batch, _),) = loop.take(endpoint_id)
+    finally:
+        loop.dispatcher.stop()
+        loop.broker.stop()
+        loop.database.close()
+
+    assert isinstance(batch, wire.TaskBatch)
+    assert [task.task_id for task in batch.tasks] == receipt.tasks[FUNCTION]
+
+
+def test_a_broker_that_is_killed_comes_back_with_what_it_held(loop: Loop) -> None:
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    receipt = loop.submit(endpoint_id, 3)
+    loop.wait_until(lambda: loop.state_of(receipt.tasks[FUNCTION][0]) == "waiting-for-ep")
+
+    process = loop.broker._process
+    assert process is not None
+    process.kill()
+    process.wait()
+
+    def answers() -> bool:
+        connection = Connection(loop.broker.url)
+        try:
+            connection.connect()
+        except connection.connection_errors:
+            return False
+        finally:
+            connection.release()
+        return True
+
+    loop.wait_until(answers)
+    ((batch, _),) = loop.take(endpoint_id)
+    assert isinstance(batch, wire.TaskBatch)
+    assert len(batch.tasks) == 3
+    again = loop.submit(endpoint_id)
+    ((batch, _),) = loop.take(endpoint_id)
+    assert isinstance(batch, wire.TaskBatch)
+    assert [task.task_id for task in batch.tasks] == again.tasks[FUNCTION]

@@ -1,0 +1,173 @@
+"""Who is calling: users, groups, and the bearer tokens that stand for them."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, bindparam, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from farcall.errors import ConfigurationError
+from farcall_webservice.database import Database
+from farcall_webservice.errors import ApiError
+from farcall_webservice.fields import iso, uuid_text
+from farcall_webservice.models import Group, Membership, Token, User
+
+#: Tells people and secret scanners what they have found.
+TOKEN_PREFIX = "fc_"
+SECONDS_PER_DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The user behind a request."""
+
+    id: str
+    name: str
+    #: The ids of the groups that the user is in.
+    groups: frozenset[str]
+
+
+def check(database: Database, authorization: str | None) -> Caller:
+    """The user that an ``Authorization`` header stands for. Raises :class:`ApiError` (401)."""
+    scheme, _, secret = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not secret.strip():
+        raise _unauthenticated(
+            "USER_UNAUTHENTICATED",
+            "This needs a token: send it in the header Authorization: Bearer <token>",
+            error=None,
+        )
+    with database.reading() as connection:
+        rows = connection.execute(_OWNER_OF_TOKEN, {"digest": _digest(secret.strip())}).all()
+    if not rows:
+        raise _unauthenticated("INVALID_AUTH_TOKEN", "The service does not know this token: log in again")
+    first = rows[0]
+    if first.revoked_at is not None:
+        raise _unauthenticated("INVALID_AUTH_TOKEN", f"This token was revoked at {iso(first.revoked_at)}: log in again")
+    if first.expires_at is not None and first.expires_at <= time.time():
+        raise _unauthenticated("INVALID_AUTH_TOKEN", f"This token expired at {iso(first.expires_at)}: log in again")
+    return Caller(first.id, first.name, frozenset(row.group_id for row in rows if row.group_id is not None))
+
+
+#: Made once: every request runs it, and putting it together costs more than running it.
+_OWNER_OF_TOKEN = (
+    select(User.id, User.name, Token.expires_at, Token.revoked_at, Membership.group_id)
+    .join(Token, Token.user_id == User.id)
+    .outerjoin(Membership, Membership.user_id == User.id)
+    .where(Token.digest == bindparam("digest"))
+)
+
+
+def create_user(database: Database, name: str) -> str:
+    """Add a user and return the id. Raises :class:`ConfigurationError` if the name is taken."""
+    return _add_named(database, User, name, "user")
+
+
+def create_token(
+    database: Database, user_name: str, *, expires_days: float | None = None, label: str = ""
+) -> tuple[str, str]:
+    """A new token of a user: its id and the secret, which is not kept and cannot be shown again."""
+    if expires_days is not None and not 0 < expires_days <= 36_500:
+        raise ConfigurationError(f"a token cannot expire after {expires_days:g} days: name a number from 0 to 36500")
+    now = time.time()
+    token_id, secret = str(uuid.uuid4()), TOKEN_PREFIX + secrets.token_urlsafe(32)
+    with database.writing() as connection:
+        user_id = _id_of(connection.execute(select(User.id).where(User.name == user_name)).first(), "user", user_name)
+        connection.execute(
+            insert(Token),
+            {
+                "id": token_id,
+                "user_id": user_id,
+                "digest": _digest(secret),
+                "label": label[:255],
+                "created_at": now,
+                "expires_at": None if expires_days is None else now + expires_days * SECONDS_PER_DAY,
+            },
+        )
+    return token_id, secret
+
+
+def revoke_token(database: Database, token_id: str) -> None:
+    """From now on the token is refused. Doing it twice is no error."""
+    with database.writing() as connection:
+        # PostgreSQL would stumble over a text that is no UUID at all.
+        known = uuid_text(token_id) and connection.execute(select(Token.id).where(Token.id == token_id)).first()
+        _id_of(known or None, "token", token_id)
+        connection.execute(
+            update(Token).where(Token.id == token_id, Token.revoked_at.is_(None)).values(revoked_at=time.time())
+        )
+
+
+def create_group(database: Database, name: str) -> str:
+    """Add a group and return the id. Raises :class:`ConfigurationError` if the name is taken."""
+    return _add_named(database, Group, name, "group")
+
+
+def add_to_group(database: Database, group_name: str, user_name: str) -> None:
+    """Make a user a member of a group. Doing it twice is no error."""
+    with database.writing() as connection:
+        group = connection.execute(select(Group.id).where(Group.name == group_name)).first()
+        user = connection.execute(select(User.id).where(User.name == user_name)).first()
+        member = {"group_id": _id_of(group, "group", group_name), "user_id": _id_of(user, "user", user_name)}
+        known = connection.execute(select(Membership.user_id).filter_by(**member)).first()
+        if known is None:
+            connection.execute(insert(Membership), member)
+
+
+def users(database: Database) -> list[Row[Any]]:
+    """``id``, ``name`` and ``created_at`` of every user, by name."""
+    with database.reading() as connection:
+        return list(connection.execute(select(User.id, User.name, User.created_at).order_by(User.name)))
+
+
+def tokens(database: Database) -> list[Row[Any]]:
+    """Every token with its user's name, oldest first."""
+    with database.reading() as connection:
+        return list(
+            connection.execute(
+                select(Token.id, User.name, Token.label, Token.created_at, Token.expires_at, Token.revoked_at)
+                .join(User, User.id == Token.user_id)
+                .order_by(Token.created_at)
+            )
+        )
+
+
+def groups_of(database: Database, caller: Caller) -> list[Row[Any]]:
+    """``id`` and ``name`` of the groups that the caller is in, by name."""
+    with database.reading() as connection:
+        return list(
+            connection.execute(select(Group.id, Group.name).where(Group.id.in_(caller.groups)).order_by(Group.name))
+        )
+
+
+def _add_named(database: Database, table: type[User] | type[Group], name: str, what: str) -> str:
+    if not name.strip() or len(name) > 255 or not name.isprintable():
+        raise ConfigurationError(f"{name!r} cannot name a {what}: 1 to 255 printable characters are needed")
+    new_id = str(uuid.uuid4())
+    try:
+        with database.writing() as connection:
+            connection.execute(insert(table), {"id": new_id, "name": name, "created_at": time.time()})
+    except IntegrityError as error:
+        raise ConfigurationError(f"there is a {what} {name!r} already") from error
+    return new_id
+
+
+def _id_of(row: Row[Any] | None, what: str, name: str) -> str:
+    if row is None:
+        raise ConfigurationError(f"there is no {what} {name!r}")
+    return str(row.id)
+
+
+def _digest(secret: str) -> str:
+    # A slow hash protects passwords, which can be guessed. 256 random bits cannot, so one fast round is enough.
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _unauthenticated(code: str, message: str, error: str | None = "invalid_token") -> ApiError:
+    challenge = 'Bearer realm="farcall"' + (f', error="{error}"' if error else "")
+    return ApiError(401, code, message, {"WWW-Authenticate": challenge})

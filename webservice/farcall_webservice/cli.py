@@ -1,0 +1,211 @@
+"""The command `farcall-webservice`.
+
+What a command needs is imported when it runs, so that `--help` does not wait for SQLAlchemy and Flask.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from farcall.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from farcall_webservice.config import ServiceConfig
+    from farcall_webservice.database import Database
+
+app = typer.Typer(
+    help="The service of Farcall: registers functions and endpoints, queues tasks, keeps results.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+db = typer.Typer(help="The ledger's database.", no_args_is_help=True)
+user = typer.Typer(help="Who may hold tokens.", no_args_is_help=True)
+token = typer.Typer(help="Bearer tokens.", no_args_is_help=True)
+group = typer.Typer(help="People who share functions with one another.", no_args_is_help=True)
+app.add_typer(db, name="db")
+app.add_typer(user, name="user")
+app.add_typer(token, name="token")
+app.add_typer(group, name="group")
+
+Home = Annotated[Path | None, typer.Option(help="Where everything is kept [FARCALL_HOME, else ~/.farcall].")]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(help="[FARCALL_DATABASE_URL, else a SQLite file in the home] sqlite:///... or postgresql://..."),
+]
+BrokerUrl = Annotated[
+    str | None, typer.Option(help="[FARCALL_BROKER_URL, else a broker of its own] redis://... or amqp://...")
+]
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="The address to listen on [127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="The port to listen on; 0 = any free one [5000].")] = None,
+    home: Home = None,
+    database_url: DatabaseUrl = None,
+    broker_url: BrokerUrl = None,
+) -> None:
+    """Run the whole service, with a database and a broker of its own unless told otherwise, until Ctrl-C."""
+    with _clear_errors():
+        config = _config(host=host, port=port, home=home, database_url=database_url, broker_url=broker_url)
+
+        from farcall_webservice import embedded
+
+        embedded.serve(config)
+
+
+@db.command("upgrade")
+def upgrade(home: Home = None, database_url: DatabaseUrl = None) -> None:
+    """Bring the database to this version of the service."""
+    with _database(home, database_url):
+        typer.echo("The database is up to date.")
+
+
+@user.command("add")
+def add_user(name: str, home: Home = None, database_url: DatabaseUrl = None) -> None:
+    """Add a user; `token create` then makes a token for them."""
+    with _database(home, database_url) as database:
+        from farcall_webservice import auth
+
+        typer.echo(auth.create_user(database, name))
+
+
+@user.command("list")
+def list_users(home: Home = None, database_url: DatabaseUrl = None) -> None:
+    """Every user: id, since when, name."""
+    with _database(home, database_url) as database:
+        from farcall_webservice import auth
+
+        for row in auth.users(database):
+            typer.echo(f"{row.id}  {_day(row.created_at)}  {row.name}")
+
+
+@token.command("create")
+def create_token(
+    user_name: Annotated[str, typer.Argument(metavar="USER")],
+    expires: Annotated[float | None, typer.Option(help="After so many days; left out: never.")] = None,
+    label: Annotated[str, typer.Option(help="What it is for.")] = "",
+    home: Home = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Print a new token of a user. It is not kept: whoever loses it needs a new one."""
+    with _database(home, database_url) as database:
+        from farcall_webservice import auth
+
+        _, secret = auth.create_token(database, user_name, expires_days=expires, label=label)
+        typer.echo(secret)
+
+
+@token.command("list")
+def list_tokens(home: Home = None, database_url: DatabaseUrl = None) -> None:
+    """Every token, without its secret: id, since when, state, user, label."""
+    with _database(home, database_url) as database:
+        from farcall_webservice import auth
+
+        for row in auth.tokens(database):
+            typer.echo(f"{row.id}  {_day(row.created_at)}  {_token_state(row)}  {row.name}  {row.label}".rstrip())
+
+
+@token.command("revoke")
+def revoke_token(
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="As `token list` shows it.")],
+    home: Home = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Refuse a token from now on."""
+    with _database(home, database_url) as database:
+        from farcall_webservice import auth
+
+        auth.revoke_token(database, token_id)
+        typer.echo(f"Token {token_id} is revoked.")
+
+
+@group.command("create")
+def create_group(name: str, home: Home = None, database_url: DatabaseUrl = None) -> None:
+    """Add a group and print its id, which `register_function(..., group=ID)` takes."""
+    with _database(home, database_url) as database:
+        from farcall_webservice import auth
+
+        typer.echo(auth.create_group(database, name))
+
+
+@group.command("add")
+def add_to_group(
+    group_name: Annotated[str, typer.Argument(metavar="GROUP")],
+    user_name: Annotated[str, typer.Argument(metavar="USER")],
+    home: Home = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Make a user a member of a group."""
+    with _database(home, database_url) as database:
+        from farcall_webservice import auth
+
+        auth.add_to_group(database, group_name, user_name)
+        typer.echo(f"{user_name} is in {group_name}.")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib import metadata
+
+    typer.echo(metadata.version("farcall-webservice"))
+
+
+def _config(**options: Any) -> ServiceConfig:
+    from farcall_webservice.config import ServiceConfig
+
+    return ServiceConfig.from_environment(**options)
+
+
+@contextmanager
+def _database(home: Path | None, database_url: str | None) -> Iterator[Database]:
+    """The ledger's database, at this version's schema: a user can be added before the first `serve`."""
+    with _clear_errors():
+        config = _config(home=home, database_url=database_url)
+
+        from sqlalchemy.exc import OperationalError
+
+        from farcall_webservice.database import Database
+
+        config.service_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        database = Database(config.database_url)
+        try:
+            database.migrate()
+            yield database
+        except OperationalError as error:
+            _end(f"the database cannot be used: {error.orig}")
+        finally:
+            database.close()
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """What the user can mend is a sentence, not a traceback."""
+    try:
+        yield
+    except (ConfigurationError, PermissionError, FileExistsError, NotADirectoryError) as error:
+        _end(str(error))
+
+
+def _end(message: str) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(1)
+
+
+def _token_state(row: Any) -> str:
+    if row.revoked_at is not None:
+        return f"revoked {_day(row.revoked_at)}"
+    return "never expires" if row.expires_at is None else f"expires {_day(row.expires_at)}"
+
+
+def _day(seconds: float) -> str:
+    from farcall_webservice.fields import iso
+
+    return iso(seconds)[:10]

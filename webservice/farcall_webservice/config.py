@@ -1,0 +1,117 @@
+"""The settings of the service: from the environment, overridden by options of the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from farcall.errors import ConfigurationError
+
+MEGABYTE = 1024 * 1024
+
+DATABASE_SCHEMES = ("sqlite:///", "postgresql://", "postgresql+psycopg://")
+BROKER_SCHEMES = ("redis://", "rediss://", "amqp://", "amqps://")
+
+
+@dataclass(frozen=True)
+class ServiceConfig:
+    """Where the service lives, what it talks to, and how much it takes."""
+
+    #: Everything of the embedded service is in ``<home>/service``.
+    home: Path
+    database_url: str
+    #: None = the embedded service starts a broker of its own.
+    broker_url: str | None = None
+    host: str = "127.0.0.1"
+    #: 5000 is what the Globus SDK's ``local`` environment is hard-wired to. 0 = any free port.
+    port: int = 5000
+    #: How others reach the service, where that is not the address they name in their requests (a proxy).
+    public_url: str | None = None
+
+    max_function_bytes: int = 10 * MEGABYTE
+    #: The packed arguments of one task.
+    max_payload_bytes: int = 10 * MEGABYTE
+    #: The body of one request.
+    max_request_bytes: int = 10 * MEGABYTE
+    #: Tasks in one request.
+    max_batch_tasks: int = 10_000
+    #: The longest that a request may wait for news.
+    max_wait_s: float = 25.0
+
+    #: An endpoint is online while its last report is younger than this many of its heartbeat periods.
+    missed_heartbeats: float = 3.0
+    #: An agent that has registered counts as running for so long before its first heartbeat.
+    registration_grace_s: float = 10.0
+    #: How long a stopped endpoint may not register.
+    lock_s: float = 60.0
+
+    @property
+    def service_directory(self) -> Path:
+        return self.home / "service"
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None, **options: Any) -> ServiceConfig:
+        """Read the ``FARCALL_...`` variables; an option that is not None goes before its variable.
+
+        Raises :class:`ConfigurationError`, which names the variable or option.
+        """
+        environment = os.environ if environment is None else environment
+        given: dict[str, Any] = {}
+        for name, variable in _VARIABLES.items():
+            if options.get(name) is not None:
+                given[name] = _checked(name, options[name], f"option --{name.replace('_', '-')}")
+            elif environment.get(variable):
+                given[name] = _checked(name, environment[variable], variable)
+        home: Path = given.setdefault("home", Path.home() / ".farcall")
+        given.setdefault("database_url", f"sqlite:///{home / 'service' / 'ledger.sqlite'}")
+        return cls(**given)
+
+
+def _checked(name: str, value: Any, source: str) -> Any:
+    if name == "home":
+        return Path(value).expanduser().absolute()
+    if name in _WHOLE_NUMBERS:
+        return _whole_number(str(value), source, lowest=0 if name == "port" else 1, highest=_WHOLE_NUMBERS[name])
+    if name == "database_url":
+        # SQLAlchemy before 2.1 takes the bare scheme for a driver that we do not use.
+        url = str(value).replace("postgres://", "postgresql://", 1).replace("postgresql://", "postgresql+psycopg://", 1)
+        return _url(url, source, DATABASE_SCHEMES, "sqlite:////srv/farcall/ledger.sqlite")
+    if name == "broker_url":
+        return _url(str(value), source, BROKER_SCHEMES, "amqp://user:password@host:5672/")
+    if name == "public_url":
+        return _url(str(value), source, ("http://", "https://"), "https://farcall.example.org").rstrip("/")
+    return str(value)
+
+
+def _whole_number(text: str, source: str, *, lowest: int, highest: int) -> int:
+    # isdecimal() alone would let through digits of other scripts.
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
+    if number is None or not lowest <= number <= highest:
+        raise ConfigurationError(f"{source} is {text!r}: it must be a whole number from {lowest} to {highest}")
+    return number
+
+
+def _url(url: str, source: str, schemes: tuple[str, ...], example: str) -> str:
+    if not url.startswith(schemes):
+        # The value may hold a password, so only what precedes it is shown.
+        scheme = url.partition("//")[0]
+        raise ConfigurationError(f"{source} begins with {scheme!r}: a URL such as {example} is needed")
+    return url
+
+
+_VARIABLES = {
+    field.name: f"FARCALL_{field.name.upper()}"
+    for field in dataclasses.fields(ServiceConfig)
+    if field.name not in ("max_wait_s", "missed_heartbeats", "registration_grace_s", "lock_s")
+}
+_WHOLE_NUMBERS = {
+    "port": 65535,
+    "max_function_bytes": 1024 * MEGABYTE,
+    "max_payload_bytes": 1024 * MEGABYTE,
+    "max_request_bytes": 1024 * MEGABYTE,
+    "max_batch_tasks": 100_000,
+}

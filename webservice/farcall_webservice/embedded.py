@@ -1,0 +1,199 @@
+"""The whole service in one command: its parts are started and stopped together."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import logging.handlers
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+import waitress
+
+from farcall.errors import ConfigurationError
+from farcall_webservice import auth
+from farcall_webservice.app import create_app
+from farcall_webservice.collector import Collector
+from farcall_webservice.config import ServiceConfig
+from farcall_webservice.database import Database
+from farcall_webservice.dispatch import Dispatcher
+from farcall_webservice.errors import ApiError
+from farcall_webservice.ledger import Ledger
+from farcall_webservice.valkey import Valkey
+from farcall_webservice.waiting import Waiting
+
+log = logging.getLogger(__name__)
+
+#: The user that the first start makes.
+OWNER = "owner"
+#: Each long-poll keeps a thread. Threads that wait cost little; some stay free for requests that do not wait.
+THREADS = 400
+THREADS_KEPT_FREE = 40
+#: An over-long body is refused by the application, in words, unless it is absurdly long.
+BODY_LIMIT_FACTOR = 4
+
+
+def serve(config: ServiceConfig) -> None:
+    """Run the service until SIGTERM or Ctrl-C.
+
+    Raises :class:`ConfigurationError` if the home is in use, the port is taken or a part cannot be started.
+    """
+    folder = config.service_directory
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.ExitStack() as running:
+        lock = running.enter_context(_only_service_of(config))
+        listener = running.enter_context(_listen(config))
+        port = int(listener.getsockname()[1])
+        url = f"http://{_url_host(config.host)}:{port}"
+        lock.write(f"{os.getpid()} {url}")
+        lock.flush()
+        _log_to(folder / "service.log")
+        _end_on_signals()
+
+        if config.broker_url is None:
+            broker = Valkey(folder / "valkey", config.host)
+            running.callback(broker.stop)
+            broker.start()
+            config = replace(config, broker_url=broker.url)
+        assert config.broker_url is not None
+        database = Database(config.database_url)
+        running.callback(database.close)
+        database.migrate()
+        _let_this_account_in(config, database, url)
+
+        ledger = Ledger(database)
+        waiting = Waiting(THREADS - THREADS_KEPT_FREE)
+        dispatcher = Dispatcher(config.broker_url, database, ledger)
+        collector = Collector(config.broker_url, database, ledger, dispatcher, waiting)
+        app = create_app(config, database, ledger, dispatcher, waiting)
+        for part in (dispatcher, collector):
+            part.start()
+            running.callback(part.stop)
+        server = waitress.create_server(
+            app,
+            sockets=[listener],
+            threads=THREADS,
+            connection_limit=4 * THREADS,
+            asyncore_use_poll=True,
+            max_request_body_size=BODY_LIMIT_FACTOR * config.max_request_bytes,
+            ident="farcall",
+        )
+        running.callback(server.close)
+        running.callback(waiting.close)
+        log.info("ready at %s", url)
+        sys.stdout.write(f"Farcall is ready at {url} (documentation: {url}/docs)\n")
+        sys.stdout.flush()
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):
+            server.run()
+        log.info("stopping")
+
+
+@contextlib.contextmanager
+def _only_service_of(config: ServiceConfig) -> Iterator[IO[str]]:
+    """Hold the home's lock, which the kernel takes back from a service that dies."""
+    path = config.service_directory / "lock"
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            pid, _, url = lock.read().partition(" ")
+            raise ConfigurationError(
+                f"a service already runs on {config.home}: process {pid or '?'} at {url or 'an unknown address'}. "
+                "Stop that one first, or give this one a home of its own with --home"
+            ) from None
+        lock.truncate(0)
+        yield lock
+
+
+def _listen(config: ServiceConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+        listener.listen(1024)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ConfigurationError(
+            f"cannot listen on {config.host} port {config.port}: {error}. "
+            "If another program uses it, choose a free one with --port"
+        ) from error
+    return listener
+
+
+def _end_on_signals() -> None:
+    def end(number: int, _frame: FrameType | None) -> None:
+        # A second signal while the parts are being stopped must not leave one of them running.
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(f"ended by signal {number}")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+
+
+def _log_to(path: Path) -> None:
+    handler = logging.handlers.RotatingFileHandler(path, maxBytes=10_000_000, backupCount=3)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    on_terminal = logging.StreamHandler()
+    on_terminal.setLevel(logging.WARNING)
+    on_terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler, on_terminal])
+    # It warns of every request that waits for a thread, which a burst does for milliseconds.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+
+
+def _url_host(host: str) -> str:
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _let_this_account_in(config: ServiceConfig, database: Database, url: str) -> None:
+    """Keep the owner's token where the SDK and the endpoints of this account look for it."""
+    kept = config.service_directory / "credentials.json"
+    token = _token_in(kept)
+    if token is None or not _is_accepted(database, token):
+        if OWNER not in (user.name for user in auth.users(database)):
+            auth.create_user(database, OWNER)
+        _, token = auth.create_token(database, OWNER, label="the account that started the service")
+    _write_credentials(kept, url, token)
+    shared = config.home / "credentials.json"
+    login = _token_in(shared)
+    if login is None or _is_accepted(database, login):
+        _write_credentials(shared, url, token)
+    else:
+        log.warning("%s is a login to another service and was left alone; this one's is in %s", shared, kept)
+
+
+def _is_accepted(database: Database, token: str) -> bool:
+    try:
+        auth.check(database, f"Bearer {token}")
+    except ApiError:
+        return False
+    return True
+
+
+def _token_in(path: Path) -> str | None:
+    try:
+        token = json.loads(path.read_text())["token"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return token if isinstance(token, str) else None
+
+
+def _write_credentials(path: Path, url: str, token: str) -> None:
+    draft = path.with_suffix(".new")
+    draft.touch(mode=0o600)
+    draft.write_text(json.dumps({"service_url": url, "token": token}) + "\n")
+    draft.replace(path)

@@ -1,0 +1,103 @@
+"""What a request is told when it is refused: one document for every error, whoever noticed it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, cast
+
+from flask import Flask, Response, current_app, g, request
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from werkzeug.exceptions import HTTPException
+
+log = logging.getLogger(__name__)
+
+
+class ApiError(Exception):
+    """A request is refused with this status, a code for programs and a message for people."""
+
+    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = dict(headers or {})
+
+
+def not_found(code: str, message: str) -> ApiError:
+    return ApiError(404, code, message)
+
+
+def forbidden(code: str, message: str) -> ApiError:
+    return ApiError(403, code, message)
+
+
+def invalid(message: str) -> ApiError:
+    """The body or a parameter was understood, but does not mean anything here."""
+    return ApiError(422, "SEMANTICALLY_INVALID", f"Request payload failed validation: {message}")
+
+
+def document(error: ApiError) -> dict[str, Any]:
+    return {
+        "code": error.code,
+        "message": error.message,
+        "request_id": g.get("request_id", ""),
+        "status": "Failed",
+        "reason": error.message,
+        "http_status_code": error.status,
+        "error_args": [],
+    }
+
+
+def register_error_handlers(app: Flask) -> None:
+    app.register_error_handler(ApiError, _answer)
+    app.register_error_handler(HTTPException, _answer_http_exception)
+    app.register_error_handler(OperationalError, _answer_database_error)
+    app.register_error_handler(PoolTimeoutError, _answer_database_error)
+    app.register_error_handler(Exception, _answer_unexpected)
+
+
+def _answer(error: ApiError) -> Response:
+    response = cast(Response, current_app.json.response(document(error)))
+    response.status_code = error.status
+    response.headers.update(error.headers)
+    return response
+
+
+def _answer_http_exception(error: HTTPException) -> Response:
+    status = error.code or 500
+    headers = {name: value for name, value in error.get_headers() if name in ("Allow", "Retry-After")}
+    return _answer(ApiError(status, _HTTP_CODES.get(status, "REQUEST_MALFORMED"), _http_message(error), headers))
+
+
+def _http_message(error: HTTPException) -> str:
+    if error.code == 404:
+        return f"There is nothing at {request.path}: see /docs for what there is"
+    if error.code == 405:
+        return f"{request.path} does not take {request.method}: see the Allow header for what it takes"
+    if error.code == 413:
+        limit = current_app.config["MAX_CONTENT_LENGTH"]
+        return (
+            f"The request is larger than this service's limit of {limit} bytes: send fewer tasks at once, "
+            "or put large data where the endpoint can read it and send its path"
+        )
+    return error.description or error.name
+
+
+def _answer_database_error(error: SQLAlchemyError) -> Response:
+    log.error("request %s: the database cannot be used: %s", g.get("request_id"), error)
+    return _answer(
+        ApiError(
+            503, "DATABASE_UNAVAILABLE", "The service cannot use its database now: try again", {"Retry-After": "2"}
+        )
+    )
+
+
+def _answer_unexpected(error: Exception) -> Response:
+    log.error("request %s: %s %s failed", g.get("request_id"), request.method, request.path, exc_info=error)
+    message = "The service failed to answer; its log says more under this request_id"
+    return _answer(ApiError(500, "INTERNAL_ERROR", message))
+
+
+_HTTP_CODES = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "REQUEST_TOO_LARGE", 415: "UNSUPPORTED_MEDIA_TYPE"}

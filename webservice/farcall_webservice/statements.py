@@ -1,0 +1,150 @@
+"""The ledger's statements, made once: putting one together costs more than running it.
+
+A bound name ``ids`` takes a list.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import BindParameter, Table, bindparam, func, insert, select, update
+
+from farcall.wire import TaskState
+from farcall_webservice.models import Submission, Task, TaskGroup
+
+assert isinstance(Task.__table__, Table) and isinstance(TaskGroup.__table__, Table)
+assert isinstance(Submission.__table__, Table)
+TASKS, GROUPS, SUBMISSIONS = Task.__table__, TaskGroup.__table__, Submission.__table__
+task, group, submission = TASKS.c, GROUPS.c, SUBMISSIONS.c
+
+_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
+_UNFINISHED = task.completed_at.is_(None)
+
+SUMMARY_COLUMNS = (
+    task.seq,
+    task.id,
+    task.owner_id,
+    task.task_group_id,
+    task.endpoint_id,
+    task.function_id,
+    task.state,
+    task.created_at,
+    task.changed_at,
+    task.completed_at,
+    task.error_code,
+)
+DOCUMENT_COLUMNS = (
+    *SUMMARY_COLUMNS,
+    task.history,
+    task.result_seq,
+    task.outcome,
+    task.exception_object,
+    task.details,
+)
+
+# -- submitting -------------------------------------------------------------------------------------------------------
+
+ADD_GROUP, ADD_SUBMISSION, ADD_TASKS = insert(GROUPS), insert(SUBMISSIONS), insert(TASKS)
+
+SUBMISSION_OF_KEY = select(submission.id, submission.digest, submission.task_group_id, submission.endpoint_id).where(
+    submission.owner_id == bindparam("owner"), submission.idempotency_key == bindparam("key")
+)
+TASKS_OF_SUBMISSION = (
+    select(task.id, task.function_id).where(task.submission_id == bindparam("submission")).order_by(task.seq)
+)
+
+# -- dispatching ------------------------------------------------------------------------------------------------------
+
+UNDISPATCHED = (
+    select(submission.id)
+    .where(submission.dispatched_at.is_(None))
+    .order_by(submission.created_at)
+    .limit(bindparam("limit"))
+)
+MARK_SUBMISSIONS = update(SUBMISSIONS).where(submission.id.in_(_IDS)).values(dispatched_at=bindparam("now"))
+_ON_QUEUE = {
+    "state": TaskState.WAITING_FOR_EP.value,
+    "changed_at": bindparam("now"),
+    "history": task.history + bindparam("line"),
+}
+MARK_TASKS = (
+    update(TASKS).where(task.submission_id.in_(_IDS), task.state == TaskState.RECEIVED.value).values(**_ON_QUEUE)
+)
+SEND_AGAIN = update(TASKS).where(task.id.in_(_IDS), _UNFINISHED).values(**_ON_QUEUE)
+
+_OUTGOING = (
+    select(task.id, task.function_id, task.payload, task.submission_id, task.endpoint_id, submission.options)
+    .join(SUBMISSIONS, submission.id == task.submission_id)
+    .where(_UNFINISHED)
+    .order_by(task.seq)
+)
+OUTGOING_BY_TASK = _OUTGOING.where(task.id.in_(_IDS))
+OUTGOING_BY_SUBMISSION = _OUTGOING.where(task.submission_id.in_(_IDS))
+
+UNCHANGED_SINCE = (
+    select(task.id)
+    .where(
+        task.endpoint_id == bindparam("endpoint"),
+        task.state == bindparam("state"),
+        _UNFINISHED,
+        task.changed_at < bindparam("before"),
+    )
+    .limit(bindparam("limit"))
+)
+
+# -- collecting -------------------------------------------------------------------------------------------------------
+
+UNFINISHED = select(task.id, task.task_group_id, task.endpoint_id).where(task.id.in_(_IDS), _UNFINISHED)
+#: For databases in which several may write at a time; always in the same order, so that none waits in a circle.
+UNFINISHED_LOCKED = UNFINISHED.order_by(task.seq).with_for_update()
+
+NUMBER_RESULTS = (
+    update(GROUPS)
+    .where(group.id == bindparam("of"))
+    .values(last_result_seq=group.last_result_seq + bindparam("more"))
+    .returning(group.last_result_seq)
+)
+END_TASK = (
+    update(TASKS)
+    .where(task.id == bindparam("of"))
+    .values(
+        state=bindparam("to"),
+        history=task.history + bindparam("lines"),
+        changed_at=bindparam("now"),
+        completed_at=bindparam("now"),
+        result_seq=bindparam("number"),
+        outcome=bindparam("data"),
+        outcome_size=bindparam("size"),
+        error_code=bindparam("error"),
+        exception_object=bindparam("exception"),
+        details=bindparam("worker", type_=task.details.type),
+    )
+)
+MOVE_TASK = (
+    update(TASKS)
+    .where(
+        task.id == bindparam("of"),
+        task.endpoint_id == bindparam("at"),
+        _UNFINISHED,
+        task.state != bindparam("to"),
+    )
+    .values(state=bindparam("to"), changed_at=bindparam("now"), history=task.history + bindparam("lines"))
+)
+UNFINISHED_OF_ENDPOINT = (
+    select(task.id).where(task.endpoint_id == bindparam("endpoint"), _UNFINISHED).limit(bindparam("limit"))
+)
+COUNT_UNFINISHED = select(func.count()).where(task.endpoint_id == bindparam("endpoint"), _UNFINISHED)
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+GROUP_OWNER = select(group.owner_id).where(group.id == bindparam("group"))
+TASKS_BY_ID = select(*DOCUMENT_COLUMNS).where(task.id.in_(_IDS))
+TASKS_OF_GROUP = select(task.id, task.created_at).where(task.task_group_id == bindparam("group")).order_by(task.seq)
+
+_AFTER_CURSOR = (task.task_group_id == bindparam("group"), task.result_seq > bindparam("after"))
+RESULT_SIZES = (
+    select(task.result_seq, task.outcome_size).where(*_AFTER_CURSOR).order_by(task.result_seq).limit(bindparam("limit"))
+)
+RESULTS_UNTIL = (
+    select(*DOCUMENT_COLUMNS).where(*_AFTER_CURSOR, task.result_seq <= bindparam("until")).order_by(task.result_seq)
+)

@@ -1,0 +1,127 @@
+"""Submitting tasks: what a request may hold, and the way from its body to the ledger and the queue."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from farcall_webservice import access, registration
+from farcall_webservice.auth import Caller
+from farcall_webservice.config import ServiceConfig
+from farcall_webservice.errors import ApiError
+from farcall_webservice.extensions import services
+from farcall_webservice.ledger import KeyReused, Receipt
+
+Payloads = Mapping[str, Sequence[str]]
+
+
+def submit(
+    caller: Caller,
+    endpoint_id: str,
+    payloads: Payloads,
+    *,
+    task_group_id: str | None,
+    options: dict[str, Any] | None = None,
+    idempotency_key: str | None = None,
+    raw_body: bytes = b"",
+) -> Receipt:
+    """Write tasks to the ledger and hand them to the dispatcher."""
+    check(caller, {endpoint_id: payloads}, task_group_id)
+    return _write(
+        caller,
+        endpoint_id,
+        payloads,
+        task_group_id=task_group_id,
+        options=options,
+        idempotency_key=idempotency_key,
+        digest=_digest(endpoint_id, raw_body) if idempotency_key is not None else None,
+    )
+
+
+def submit_to_many(caller: Caller, by_endpoint: Mapping[str, Payloads], task_group_id: str | None) -> list[Receipt]:
+    """Like :func:`submit` for several endpoints, in one group. Nothing is written unless all may be."""
+    check(caller, by_endpoint, task_group_id)
+    receipts: list[Receipt] = []
+    for endpoint_id, payloads in by_endpoint.items():
+        receipt = _write(caller, endpoint_id, payloads, task_group_id=task_group_id)
+        task_group_id = receipt.task_group_id
+        receipts.append(receipt)
+    return receipts
+
+
+def check(caller: Caller, by_endpoint: Mapping[str, Payloads], task_group_id: str | None) -> None:
+    """Raise :class:`ApiError` unless all of this may be submitted. Each function and endpoint is looked up once."""
+    own = services()
+    _check_limits(by_endpoint, own.config)
+    with own.database.reading() as connection:
+        for endpoint_id, payloads in by_endpoint.items():
+            endpoint = access.usable_endpoint(connection, caller, endpoint_id)
+            access.check_functions(connection, caller, payloads, endpoint)
+    if task_group_id is not None:
+        access.check_task_group(own.ledger, caller, task_group_id)
+
+
+def _check_limits(by_endpoint: Mapping[str, Payloads], config: ServiceConfig) -> None:
+    count = sum(len(texts) for payloads in by_endpoint.values() for texts in payloads.values())
+    if count > config.max_batch_tasks:
+        raise ApiError(
+            413,
+            "BATCH_RUN_TOO_LARGE",
+            f"The request holds {count} tasks, the limit is {config.max_batch_tasks}: send them in several requests",
+        )
+    for payloads in by_endpoint.values():
+        for function_id, texts in payloads.items():
+            for text in texts:
+                # A character takes at most four bytes, so that most need not be encoded to be measured.
+                if 4 * len(text) > config.max_payload_bytes:
+                    _check_size(text, function_id, config)
+
+
+def _check_size(text: str, function_id: str, config: ServiceConfig) -> None:
+    size = len(text.encode())
+    if size > config.max_payload_bytes:
+        raise ApiError(
+            413,
+            "TASK_PAYLOAD_TOO_LARGE",
+            f"The arguments of a task of function {function_id} take {size} bytes, the limit is "
+            f"{config.max_payload_bytes}: put large data where the endpoint can read it and send its path",
+        )
+
+
+def _write(
+    caller: Caller,
+    endpoint_id: str,
+    payloads: Payloads,
+    *,
+    task_group_id: str | None,
+    options: dict[str, Any] | None = None,
+    idempotency_key: str | None = None,
+    digest: str | None = None,
+) -> Receipt:
+    own = services()
+    try:
+        receipt = own.ledger.submit(
+            owner_id=caller.id,
+            endpoint_id=endpoint_id,
+            payloads=payloads,
+            task_group_id=task_group_id,
+            options=options,
+            idempotency_key=idempotency_key,
+            digest=digest,
+        )
+    except KeyReused as error:
+        raise ApiError(
+            409,
+            "RESOURCE_CONFLICT",
+            f"Idempotency-Key {idempotency_key!r} was used for a different request: use a new key",
+        ) from error
+    own.dispatcher.send(receipt.outgoing)
+    # A deletion may have come between the check and the commit; its sweep has missed these tasks then.
+    if registration.is_deleted(own, endpoint_id):
+        registration.fail_tasks_of_deleted(own, endpoint_id)
+    return receipt
+
+
+def _digest(endpoint_id: str, raw_body: bytes) -> str:
+    return hashlib.sha256(endpoint_id.encode() + b"\n" + raw_body).hexdigest()
