@@ -29,8 +29,10 @@ log = logging.getLogger(__name__)
 
 #: A round ends after so many messages even if there are more.
 MESSAGES_PER_ROUND = 300
-#: How long a round looks for one more message that has already arrived.
+#: How long a busy round looks for one more message.
 LINGER_S = 0.0005
+#: A message larger than this most likely holds many results.
+LONE_RESULT_BYTES = 2000
 #: A message younger than this may still be on its way; see Ledger.unaccounted.
 GRACE_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
@@ -88,13 +90,16 @@ class Collector:
             on_message=self._received.append,
             prefetch_count=MESSAGES_PER_ROUND,
         ):
+            busy = False
             while not self._stopping.is_set():
                 # A short wait, because a stop cannot interrupt it.
                 _drain(connection, timeout=0.5)
-                while self._received and len(self._received) < MESSAGES_PER_ROUND:
+                while busy and self._received and len(self._received) < MESSAGES_PER_ROUND:
                     if not _drain(connection, timeout=LINGER_S):
                         break
                 if self._received:
+                    # A lone message is not kept waiting for a second one; after some at a time there may be more.
+                    busy = len(self._received) > 1 or len(self._received[0].body) > LONE_RESULT_BYTES
                     self._record(self._received)
                     for message in self._received:
                         if not message.acknowledged:

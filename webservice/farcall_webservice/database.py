@@ -36,6 +36,7 @@ class Database:
             json_deserializer=orjson.loads,
             pool_size=20,
             max_overflow=20,
+            pool_use_lifo=True,
             pool_pre_ping=not self.is_sqlite,
         )
         self._writer = self.engine.execution_options(farcall_writes=True)

@@ -28,6 +28,9 @@ CHARACTERS_PER_MESSAGE = 4 * 1024 * 1024
 #: So many functions' code is remembered.
 FUNCTIONS_REMEMBERED = 1000
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+#: What was published is noted in the ledger when nothing was to be sent for so long, or when so many have gathered.
+MARK_AFTER_S = 0.05
+MARK_AT_MOST = 200
 
 
 class Dispatcher:
@@ -39,6 +42,8 @@ class Dispatcher:
         self._catalogue = _Catalogue(database)
         self._wake = threading.Condition()
         self._outgoing: list[Outgoing] = []
+        #: Published, and not yet noted as such in the ledger.
+        self._unmarked: list[str] = []
         self._commands: list[tuple[str, wire.Command]] = []
         #: Set where the ledger holds undispatched submissions that are not in memory.
         self._backlog = True
@@ -101,19 +106,32 @@ class Dispatcher:
     def _publish_until_stopped(self, connection: Connection) -> None:
         connection.ensure_connection(max_retries=1)
         publisher = _Publisher(connection)
+        self._mark()
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._outgoing or self._commands or self._backlog or self._stopping)
+                found = self._wake.wait_for(self._has_work, timeout=MARK_AFTER_S if self._unmarked else None)
                 outgoing, self._outgoing = self._outgoing, []
                 commands, self._commands = self._commands, []
-                if self._stopping and not outgoing and not commands:
-                    return
             for endpoint_id, command in commands:
                 publisher.publish(queues.commands_queue(endpoint_id).name, wire.encode(command))
             if self._backlog and not outgoing:
+                self._mark()
                 outgoing = self._take_backlog()
             if outgoing:
                 self._publish(publisher, outgoing)
+            if not found or self._stopping or len(self._unmarked) >= MARK_AT_MOST:
+                self._mark()
+            if self._stopping and not outgoing and not commands:
+                return
+
+    def _has_work(self) -> bool:
+        return bool(self._outgoing or self._commands or self._backlog or self._stopping)
+
+    def _mark(self) -> None:
+        """Note what was published. It need not be at once: what a crash leaves unnoted is sent twice, no more."""
+        if self._unmarked:
+            self._ledger.mark_dispatched(self._unmarked)
+            self._unmarked = []
 
     def _take_backlog(self) -> list[Outgoing]:
         # First the flag, then the look: what is committed after the look comes through memory. A submission that
@@ -144,7 +162,7 @@ class Dispatcher:
                     buffer = codes[task.function_id].code + task.payload
                     headers = {"function_uuid": task.function_id, "task_uuid": task.task_id}
                     publisher.publish(queue, wire.encode(wire.Task(task.task_id, buffer)), headers)
-        self._ledger.mark_dispatched([batch.submission_id for batch in outgoing])
+        self._unmarked += [batch.submission_id for batch in outgoing]
 
 
 class _Publisher:

@@ -28,6 +28,7 @@ from farcall_webservice.database import Database
 from farcall_webservice.dispatch import Dispatcher
 from farcall_webservice.errors import ApiError
 from farcall_webservice.ledger import Ledger
+from farcall_webservice.threads import RequestThreads
 from farcall_webservice.valkey import Valkey
 from farcall_webservice.waiting import Waiting
 
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 #: The user that the first start makes.
 OWNER = "owner"
-#: Each long-poll keeps a thread. Threads that wait cost little; some stay free for requests that do not wait.
+#: The most requests at a time. Each long-poll keeps a thread; some are kept free for requests that do not wait.
 THREADS = 400
 THREADS_KEPT_FREE = 40
 #: An over-long body is refused by the application, in words, unless it is absurdly long.
@@ -81,11 +82,11 @@ def serve(config: ServiceConfig) -> None:
         server = waitress.create_server(
             app,
             sockets=[listener],
-            threads=THREADS,
             connection_limit=4 * THREADS,
             asyncore_use_poll=True,
             max_request_body_size=BODY_LIMIT_FACTOR * config.max_request_bytes,
             ident="farcall",
+            _dispatcher=RequestThreads(THREADS),
         )
         running.callback(server.close)
         running.callback(waiting.close)
@@ -149,8 +150,6 @@ def _log_to(path: Path) -> None:
     on_terminal.setLevel(logging.WARNING)
     on_terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler, on_terminal])
-    # It warns of every request that waits for a thread, which a burst does for milliseconds.
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
 
 def _url_host(host: str) -> str:

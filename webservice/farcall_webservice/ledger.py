@@ -283,20 +283,11 @@ class Ledger:
     def group_results(self, task_group_id: str, *, after: int, limit: int, max_characters: int) -> list[Row[Any]]:
         """Whole rows of a group's ended tasks whose ``result_seq`` is above ``after``, in that order.
 
-        At most ``limit`` of them, and at least one but no more than ``max_characters`` of outcomes.
+        At most ``limit`` of them, and of several no more than ``max_characters`` of outcomes together.
         """
-        question: dict[str, Any] = {"group": task_group_id, "after": after}
+        question = {"group": task_group_id, "after": after, "limit": limit, "characters": max_characters}
         with self._database.reading() as connection:
-            sizes = connection.execute(sql.RESULT_SIZES, {**question, "limit": limit}).all()
-            if not sizes:
-                return []
-            until, characters = sizes[0].result_seq, 0
-            for seq, size in sizes:
-                characters += size or 0
-                if characters > max_characters and seq != until:
-                    break
-                until = seq
-            return list(connection.execute(sql.RESULTS_UNTIL, {**question, "until": until}))
+            return list(connection.execute(sql.GROUP_RESULTS, question))
 
     def list_tasks(self, owner_id: str, wanted: TaskFilter, *, before: int | None, limit: int) -> list[Row[Any]]:
         """An owner's tasks, newest first, without outcomes; ``before`` is the ``seq`` of the last one already seen."""

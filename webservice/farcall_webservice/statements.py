@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BindParameter, Table, bindparam, func, insert, select, update
+from sqlalchemy import BindParameter, Table, bindparam, func, insert, or_, select, update
 
 from farcall.wire import TaskState
 from farcall_webservice.models import Submission, Task, TaskGroup
@@ -141,10 +141,20 @@ GROUP_OWNER = select(group.owner_id).where(group.id == bindparam("group"))
 TASKS_BY_ID = select(*DOCUMENT_COLUMNS).where(task.id.in_(_IDS))
 TASKS_OF_GROUP = select(task.id, task.created_at).where(task.task_group_id == bindparam("group")).order_by(task.seq)
 
-_AFTER_CURSOR = (task.task_group_id == bindparam("group"), task.result_seq > bindparam("after"))
-RESULT_SIZES = (
-    select(task.result_seq, task.outcome_size).where(*_AFTER_CURSOR).order_by(task.result_seq).limit(bindparam("limit"))
+
+#: The results of a group after a cursor: as many as are wanted, and no more than have so many characters together,
+#: but always the first.
+_characters = func.sum(task.outcome_size).over(order_by=task.result_seq)
+_sized = (
+    select(task.seq, task.result_seq, _characters.label("until"), (_characters - task.outcome_size).label("before"))
+    .where(task.task_group_id == bindparam("group"), task.result_seq > bindparam("after"))
+    .order_by(task.result_seq)
+    .limit(bindparam("limit"))
+    .subquery()
 )
-RESULTS_UNTIL = (
-    select(*DOCUMENT_COLUMNS).where(*_AFTER_CURSOR, task.result_seq <= bindparam("until")).order_by(task.result_seq)
+GROUP_RESULTS = (
+    select(*DOCUMENT_COLUMNS)
+    .join(_sized, _sized.c.seq == task.seq)
+    .where(or_(_sized.c.before == 0, _sized.c.until <= bindparam("characters")))
+    .order_by(_sized.c.result_seq)
 )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from flask import Response, g, request
+from sqlalchemy import Row
 
 from farcall.wire import TaskState
 from farcall_webservice import access, submission
@@ -145,8 +146,12 @@ def get_task(query: dict[str, Any], task_id: str) -> Response:
     own = services()
     row = access.owned_task(own.ledger, g.caller, task_id)
     if row.completed_at is None and query["wait"]:
-        _wait_for(row.task_group_id, query["wait"], lambda: own.ledger.tasks([task_id])[0].completed_at)
-        row = access.owned_task(own.ledger, g.caller, task_id)
+
+        def ended() -> Row[Any] | None:
+            (now,) = own.ledger.tasks([task_id])
+            return now if now.completed_at is not None else None
+
+        row = _wait_for(row.task_group_id, query["wait"], ended) or row
     return answer(task_document(row))
 
 
@@ -241,10 +246,9 @@ def get_result_queue() -> dict[str, Any]:
 
 def _wait_for(task_group_id: str, wait_s: float, look: Callable[[], Found]) -> Found:
     """What ``look`` finds, as soon as that is something or the time is over. Holds no database connection meanwhile."""
-    found = look()
     wait_s = min(wait_s, services().config.max_wait_s)
-    if found or not wait_s:
-        return found
+    if not wait_s:
+        return look()
     deadline = time.monotonic() + wait_s
     try:
         while True:
