@@ -47,6 +47,8 @@ class Dispatcher:
         self._commands: list[tuple[str, wire.Command]] = []
         #: Set where the ledger holds undispatched submissions that are not in memory.
         self._backlog = True
+        #: Submissions that the latest look into the backlog has found.
+        self._looked_up: set[str] = set()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
 
@@ -64,7 +66,7 @@ class Dispatcher:
         """Publish these tasks soon; they are committed already."""
         with self._wake:
             if not self._backlog:
-                self._outgoing.extend(outgoing)
+                self._outgoing += [batch for batch in outgoing if batch.submission_id not in self._looked_up]
             self._wake.notify()
 
     def command(self, endpoint_id: str, command: wire.Command) -> None:
@@ -134,14 +136,15 @@ class Dispatcher:
             self._unmarked = []
 
     def _take_backlog(self) -> list[Outgoing]:
-        # First the flag, then the look: what is committed after the look comes through memory. A submission that
-        # comes both ways is sent twice, which the agent notices.
+        # First the flag, then the look: what is committed after the look comes through memory. What was committed
+        # before may come both ways, and is let through once.
         with self._wake:
             self._backlog = False
         outgoing = self._ledger.undispatched()
-        if outgoing:
-            with self._wake:
-                self._backlog = True
+        with self._wake:
+            self._looked_up = {batch.submission_id for batch in outgoing}
+            self._outgoing = [batch for batch in self._outgoing if batch.submission_id not in self._looked_up]
+            self._backlog = bool(outgoing)
         return outgoing
 
     def _publish(self, publisher: _Publisher, outgoing: Sequence[Outgoing]) -> None:
