@@ -92,7 +92,10 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task for a foreign endpoint: ``task_buffer`` is the function's packed code followed by the packed arguments."""
+    """One task for a foreign endpoint.
+
+    ``task_buffer`` is the function's packed code followed by the packed arguments.
+    """
 
     task_id: str
     task_buffer: str
@@ -130,7 +133,7 @@ class TaskBatch:
 
 @dataclass(frozen=True, slots=True)
 class ErrorDetails:
-    """Why a task failed: a code for programs (``RemoteExecutionError``, ``WorkerLost``, ...) and a sentence for people."""
+    """Why a task failed: a code for programs (``RemoteExecutionError``, ``WorkerLost``, ...), a sentence for people."""
 
     code: str
     user_message: str
@@ -211,7 +214,8 @@ def decode(body: bytes) -> Message:
     if reader is None:
         raise WireError(f"unknown message type {message_type!r}")
     try:
-        return reader(document["data"])
+        message: Message = reader(document["data"])
+        return message
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WireError(f"malformed {message_type!r} message: {type(error).__name__}: {error}") from error
 
@@ -271,7 +275,10 @@ def _read_task_batch(data: dict[str, Any]) -> TaskBatch:
     }
     tasks = [
         BatchedTask(
-            _text(task["task_id"]), _text(task["function_id"]), _text(task["payload"]), _mapping(task.get("options", {}))
+            _text(task["task_id"]),
+            _text(task["function_id"]),
+            _text(task["payload"]),
+            _mapping(task.get("options", {})),
         )
         for task in data["tasks"]
     ]

@@ -1,0 +1,111 @@
+"""Where the service is and with which token: environment first, then ``$FARCALL_HOME/credentials.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from farcall.errors import ConfigurationError
+
+DEFAULT_SERVICE_URL = "http://localhost:5000"
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a client needs to find the service and be let in."""
+
+    service_url: str
+    token: str | None = field(default=None, repr=False)
+
+
+def home(environment: Mapping[str, str] | None = None) -> Path:
+    """The directory of everything that Farcall keeps for this user."""
+    environment = os.environ if environment is None else environment
+    named = environment.get("FARCALL_HOME")
+    return Path(named).expanduser() if named else Path.home() / ".farcall"
+
+
+def credentials_path() -> Path:
+    return home() / "credentials.json"
+
+
+def load(service_url: str | None = None, token: str | None = None) -> Settings:
+    """Put together what was passed, ``FARCALL_SERVICE_URL`` and ``FARCALL_TOKEN``, and the credentials file.
+
+    The file's token goes only to the file's own service: another URL gets no token that was not meant for it.
+    """
+    stored = read_credentials()
+    url = service_url or os.environ.get("FARCALL_SERVICE_URL") or (stored.service_url if stored else None)
+    url = check_url(url or DEFAULT_SERVICE_URL)
+    token = token or os.environ.get("FARCALL_TOKEN")
+    if token is None and stored is not None and _same_service(stored.service_url, url):
+        token = stored.token
+    return Settings(url, token)
+
+
+def read_credentials() -> Settings | None:
+    """What the credentials file says; None where there is no file."""
+    path = credentials_path()
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return Settings(check_url(document["service_url"]), document.get("token"))
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigurationError(
+            f"{path} is damaged ({error!r}): remove it and run `farcall-endpoint login`, or start the service again"
+        ) from error
+
+
+def write_credentials(service_url: str, token: str) -> Path:
+    """Keep both for the next program of this user; nobody else may read them. Replaces the file in one step."""
+    path = credentials_path()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump({"service_url": check_url(service_url), "token": token}, file, indent=2)
+        file.write("\n")
+    draft.replace(path)
+    return path
+
+
+def remove_credentials() -> bool:
+    """Forget them. False where there were none."""
+    try:
+        credentials_path().unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def check_url(url: str) -> str:
+    """The URL without a slash at its end. Raises :class:`ConfigurationError` for what is no http(s) URL."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except (ValueError, AttributeError) as error:
+        raise ConfigurationError(f"{url!r} is not the URL of a service: {error}") from error
+    if not usable:
+        raise ConfigurationError(f"{url!r} is not the URL of a service: write it like {DEFAULT_SERVICE_URL}")
+    return url.rstrip("/")
+
+
+def _same_service(one: str, other: str) -> bool:
+    return _place(one) == _place(other)
+
+
+def _place(url: str) -> tuple[str, str, int | None, str]:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, "loopback" if host in _LOOPBACK_NAMES else host, port, parts.path.rstrip("/")
