@@ -132,15 +132,18 @@ def test_the_list_shows_mine_and_with_role_any_the_public_ones(ada: Person, bob:
     assert {each["uuid"] for each in ada.get("/v2/endpoints?role=any").done()} == {mine, public}
 
 
-def test_the_status_shows_what_the_agent_last_reported(service: Service, ada: Person) -> None:
+def test_the_status_shows_what_the_agent_last_reported_and_what_the_ledger_counts_now(
+    service: Service, ada: Person
+) -> None:
     endpoint_id = ada.endpoint()
     heard_from(service, endpoint_id, total_workers=4, outstanding_tasks=7)
+    ada.submit(endpoint_id, ada.function(), count=3)
 
     body = ada.get(f"/v2/endpoints/{endpoint_id}/status").done()
 
     assert body["status"] == "online"
-    assert body["details"]["total_workers"] == 4
-    assert (body["logs"][0]["total_workers"], body["logs"][0]["outstanding_tasks"]) == (4, 7)
+    assert (body["details"]["total_workers"], body["details"]["outstanding_tasks"]) == (4, 7)
+    assert (body["logs"][0]["total_workers"], body["logs"][0]["outstanding_tasks"]) == (4, 3)
 
 
 def test_an_endpoint_that_never_reported_is_offline_and_its_waiting_tasks_are_counted(ada: Person) -> None:

@@ -126,11 +126,13 @@ def get_endpoint_status(endpoint_id: str) -> dict[str, Any]:
     own = services()
     online = registration.is_online(row, own.config, time.time())
     report: dict[str, Any] = row.last_report or {}
-    latest = {"total_workers": 0, **report, "timestamp": iso(row.last_heartbeat_at or row.registered_at)}
-    if not online:
-        latest["total_workers"] = 0
-    if not online or "outstanding_tasks" not in latest:
-        latest["outstanding_tasks"] = own.ledger.count_unfinished(endpoint_id)
+    latest = {
+        **report,
+        "timestamp": iso(row.last_heartbeat_at or row.registered_at),
+        "total_workers": report.get("total_workers", 0) if online else 0,
+        # The ledger knows it now; the agent knew it at its last report.
+        "outstanding_tasks": own.ledger.count_unfinished(endpoint_id),
+    }
     return {"status": "online" if online else "offline", "details": report, "logs": [latest]}
 
 
