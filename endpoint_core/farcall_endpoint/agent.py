@@ -1,0 +1,304 @@
+"""The endpoint's long-running process: tasks from the broker to the engine, results back, and a word about itself.
+
+Everything that takes long has a thread of its own; the main thread reports, and waits to be told to stop.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from farcall.errors import Conflict, Forbidden, NotFound, ServiceError, ServiceUnavailable
+from farcall.wire import Command, TaskBatch
+
+from . import status
+from .calls import Setting
+from .config import EndpointConfig
+from .directories import read_endpoint_id, write_endpoint_id
+from .engine import Engine
+from .failures import failure
+from .journal import Journal, Unfinished
+from .mailbox import Inbox, Outbox
+from .plugins import build_provider
+from .registration import Registrar, Registration, instance
+from .supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+#: Tasks to hold before the rest is left in the broker: enough to keep all workers busy with the shortest of tasks.
+LEAST_HELD, HELD_PER_WORKER = 2000, 50
+MOST_HELD_BYTES = 256 * 1024 * 1024
+
+#: How long the broker may take to answer at the start.
+CONNECT_TIMEOUT_S = 30.0
+
+#: What an orderly stop may take: for Parsl with its blocks, then for the last results.
+STOP_ENGINE_S, STOP_OUTBOX_S = 6.0, 3.0
+
+#: How often we look whether there is something to report, at most one report each time.
+TICK_S = 1.0
+
+
+class Stopped(Exception):
+    """Told to stop while starting."""
+
+
+class Agent:
+    """One endpoint at work, from its registration to its end."""
+
+    def __init__(self, config: EndpointConfig) -> None:
+        self._config = config
+        self._instance = instance(config)
+        # A signal handler may put into it while the main thread is just taking: of all queues only this one allows it.
+        self._requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._stop_reason: str | None = None
+        self._endpoint_id = ""
+        self._finished = 0
+        self._next_heartbeat = 0.0
+        self._reported_workers = -1
+
+    def run(self, on_ready: Callable[[], None] = lambda: None) -> int:
+        """Be the endpoint until told to stop; then 0. Raises FarcallError for what keeps it from starting."""
+        with self._signals():
+            try:
+                self._provider = build_provider(self._config.provider)
+                self._journal = Journal(self._config.directory / "journal.sqlite")
+                try:
+                    self._register()
+                    self._work(on_ready)
+                finally:
+                    self._journal.close()
+                    self._provider.close()
+            except Stopped:
+                log.info("stopped while starting: %s", self._stop_reason)
+        return 0
+
+    def stop(self, reason: str) -> None:
+        """Have :meth:`run` come to an orderly end; from any thread, or a signal handler."""
+        self._stop_reason = self._stop_reason or reason
+        self._requests.put("stop")
+
+    # -- starting -----------------------------------------------------------------------------------------------------
+
+    def _register(self) -> None:
+        self._registrar = Registrar(self._config, sleep=self._sleep)
+        known = read_endpoint_id(self._config.directory)
+        registration = self._registrar.register(known)
+        self._endpoint_id = registration.endpoint_id
+        if known != self._endpoint_id:
+            write_endpoint_id(self._config.directory, self._endpoint_id)
+        log.info("registered as endpoint %s", self._endpoint_id)
+        self._build(registration)
+
+    def _build(self, registration: Registration) -> None:
+        runs_dir = self._config.directory / "runs"
+        self._engine = Engine(
+            Setting(
+                endpoint_id=self._endpoint_id,
+                output_dir=str(self._config.directory / "output"),
+                task_timeout_s=self._config.task_timeout_s,
+            ),
+            max_retries=self._config.max_retries,
+            on_results=self._take_results,
+            on_lost=self._count_lost,
+        )
+        self._supervisor = Supervisor(self._config, self._provider, self._engine, runs_dir=runs_dir)
+        ask = self._ask_for_addresses
+        self._outbox = Outbox(registration.addresses, self._journal, on_unreachable=ask)
+        self._inbox = Inbox(
+            registration.addresses, on_tasks=self._take_tasks, on_command=self._obey, on_unreachable=ask
+        )
+
+    def _work(self, on_ready: Callable[[], None]) -> None:
+        try:
+            self._supervisor.start()
+            self._restore()
+            self._outbox.start()
+            self._inbox.start()
+            self._wait_for_broker()
+            self._report()
+            log.info("ready")
+            on_ready()
+            self._serve()
+        finally:
+            self._shut_down()
+
+    def _restore(self) -> None:
+        functions, tasks = self._journal.unfinished()
+        if tasks:
+            log.info("%d tasks were not finished when this endpoint last stopped, and run again", len(tasks))
+            self._engine.add(functions, tasks)
+            self._pace()
+
+    def _wait_for_broker(self) -> None:
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        for line in (self._inbox, self._outbox):
+            while not line.connected.wait(timeout=0.1):
+                if self._stop_reason is not None:
+                    raise Stopped
+                if time.monotonic() > deadline:
+                    raise ServiceUnavailable(
+                        f"the broker did not answer for {CONNECT_TIMEOUT_S:g} s; the log says why. The service told us "
+                        "its address; is it reachable from this machine?"
+                    )
+
+    def _sleep(self, seconds: float) -> None:
+        """Between two tries of a request; ends early when the agent is to stop."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if self._stop_reason is not None:
+                raise Stopped
+            time.sleep(min(left, 0.2))
+
+    # -- serving: the main thread -------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                request = self._requests.get(timeout=TICK_S)
+            except queue.Empty:
+                self._tick()
+                continue
+            if request == "stop":
+                log.info("stopping: %s", self._stop_reason)
+                return
+            self._register_again()
+
+    def _tick(self) -> None:
+        load = self._engine.load()
+        changed = load.workers != self._reported_workers
+        changes = self._engine.changes(
+            older_than_s=status.SPOKEN_OF_AFTER_S, running_calls=load.workers, most=status.MOST_TRANSITIONS
+        )
+        due = time.monotonic() >= self._next_heartbeat
+        if changed or changes or due:
+            self._report(changes)
+        if due:
+            self._purge()
+
+    def _report(self, changes: status.Changes | None = None) -> None:
+        load = self._engine.load()
+        self._reported_workers = load.workers
+        self._next_heartbeat = time.monotonic() + self._config.heartbeat_period_s
+        self._outbox.send_report(
+            status.report(
+                self._endpoint_id,
+                self._config,
+                instance=self._instance,
+                fleet=self._supervisor.fleet,
+                load=load,
+                finished=self._finished,
+                holds=self._journal.held(),
+                changes=changes or {},
+            )
+        )
+
+    def _purge(self) -> None:
+        try:
+            self._journal.purge()
+        except sqlite3.Error as error:
+            log.error("the journal could not be tidied up: %s", error)
+
+    def _register_again(self) -> None:
+        """The broker is out of reach: the service may have moved it."""
+        try:
+            addresses = self._registrar.register(self._endpoint_id, retry_for_s=0).addresses
+        except (Conflict, Forbidden, NotFound) as error:
+            self.stop(f"the service no longer takes this endpoint: {error}")
+        except ServiceError as error:
+            log.warning("the service cannot say where the broker is: %s", error)
+        else:
+            self._inbox.addresses = self._outbox.addresses = addresses
+
+    def _shut_down(self) -> None:
+        self._inbox.stop()
+        self._supervisor.stop(timeout_s=STOP_ENGINE_S)
+        if self._outbox.is_alive():
+            held = self._journal.held()
+            self._outbox.send_report(status.farewell(self._endpoint_id, instance=self._instance, holds=held))
+            self._outbox.stop(timeout_s=STOP_OUTBOX_S)
+            if unfinished := len(self._journal.held()):
+                log.info("%d tasks stay in the journal for the next start", unfinished)
+        log.info("stopped")
+
+    # -- called from the threads of inbox, engine and outbox ----------------------------------------------------------
+
+    def _take_tasks(self, batch: TaskBatch) -> None:
+        new = self._journal.accept(batch)
+        if len(new) < len(batch.tasks):
+            # Delivered before. Some may be answered from the journal.
+            self._outbox.results_waiting()
+        allowed = self._config.allowed_functions
+        refused = [task for task in new if allowed is not None and task.function_id not in allowed]
+        if refused:
+            self._take_results([_refusal(task.task_id, task.function_id) for task in refused])
+            new = [task for task in new if allowed is None or task.function_id in allowed]
+        self._engine.add(batch.functions, [Unfinished(task) for task in new])
+        self._pace()
+
+    def _take_results(self, results: Sequence[tuple[str, str]]) -> None:
+        while True:
+            try:
+                self._journal.finish(results)
+                break
+            except sqlite3.Error as error:
+                # Most likely a full disk. Better to stand still than to lose what has been computed.
+                log.error("%d results cannot be written down, trying again: %s", len(results), error)
+                time.sleep(1.0)
+                if self._stop_reason is not None:
+                    return
+        self._finished += len(results)
+        self._outbox.results_waiting()
+        self._pace()
+
+    def _count_lost(self, task_ids: Sequence[str]) -> None:
+        try:
+            self._journal.lost(task_ids)
+        except sqlite3.Error as error:
+            log.error("lost workers are not counted in the journal: %s", error)
+
+    def _pace(self) -> None:
+        load = self._engine.load()
+        held, most = load.waiting + load.handed_over, max(LEAST_HELD, HELD_PER_WORKER * load.workers)
+        if held >= most or load.payload_bytes >= MOST_HELD_BYTES:
+            self._inbox.pause()
+        elif held <= most // 2 and load.payload_bytes <= MOST_HELD_BYTES // 2:
+            self._inbox.resume()
+
+    def _obey(self, command: Command) -> None:
+        if command.command == "stop":
+            self.stop(command.reason or "the service said so")
+        else:
+            log.warning("the service sent a command that this version does not know: %r", command.command)
+
+    def _ask_for_addresses(self) -> None:
+        self._requests.put("register")
+
+    # -- signals ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        wanted = (signal.SIGTERM, signal.SIGINT)
+        earlier = {number: signal.signal(number, self._on_signal) for number in wanted}
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.stop(signal.Signals(number).name)
+
+
+def _refusal(task_id: str, function_id: str) -> tuple[str, str]:
+    return failure(task_id, "FUNCTION_NOT_ALLOWED", f"Function {function_id} is not allowed to run on this endpoint")

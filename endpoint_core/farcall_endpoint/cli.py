@@ -1,0 +1,332 @@
+"""The ``farcall-endpoint`` command. Whatever takes long to import is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from farcall.config import home
+from farcall.errors import ConfigurationError, FarcallError, NotFound
+
+from . import directories, pidfile, showing
+from .directories import DEFAULT_NAME
+from .exits import exit_code_of
+from .pidfile import State
+
+if TYPE_CHECKING:
+    from .service import Service
+
+
+class _Commands(TyperGroup):
+    """Ends with a sentence and an exit code, not with a traceback, where we know what went wrong."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FarcallError as error:
+            _complain(str(error))
+            raise typer.Exit(exit_code_of(error)) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Run the tasks of a Farcall service here.",
+)
+
+Name = Annotated[str, typer.Argument(metavar="[NAME]", help="The endpoint.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
+
+
+@app.command()
+def configure(
+    name: Name = DEFAULT_NAME,
+    provider: Annotated[str, typer.Option(help="Who starts the workers; see 'providers'.")] = "local",
+    display_name: Annotated[str | None, typer.Option(help="What people see in lists.")] = None,
+    endpoint_config: Annotated[Path | None, typer.Option(help="Use this config.yaml or config.py.")] = None,
+) -> None:
+    """Make a new endpoint."""
+    from .configuring import configure as make
+
+    path = make(name, provider=provider, display_name=display_name, source=endpoint_config)
+    typer.echo(f"The endpoint {name!r} is configured in {path}")
+    typer.echo(f"Look through that file, then start it with: farcall-endpoint start {name}")
+
+
+@app.command()
+def start(
+    name: Name = DEFAULT_NAME,
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay attached to the terminal.")] = False,
+    endpoint_uuid: Annotated[
+        uuid.UUID | None, typer.Option(help="Register under this id. It must be yours, or new.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Run in the background; it always does.")] = False,
+    ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Start an endpoint, in the background, and wait until it is ready."""
+    directory = _existing(name)
+    if ready_fd is None and not _may_start(directory):
+        return
+    chosen = _choose_id(directory, endpoint_uuid)
+    code = _be_the_agent(directory, ready_fd) if foreground or ready_fd is not None else _start(directory)
+    if code and chosen:
+        directories.forget_endpoint_id(directory)
+    raise typer.Exit(code)
+
+
+@app.command()
+def stop(
+    name: Name = DEFAULT_NAME,
+    remote: Annotated[bool, typer.Option("--remote", help="Through the service, wherever it runs.")] = False,
+) -> None:
+    """Stop an endpoint and wait until it is down."""
+    directory = _existing(name)
+    if not remote:
+        _stop(directory)
+        return
+    endpoint_id = directories.read_endpoint_id(directory)
+    if endpoint_id is None:
+        raise ConfigurationError(f"the endpoint {name!r} was never started, so the service does not know it")
+    _service().lock(endpoint_id)
+    typer.echo(f"The service has told the endpoint {name!r} to stop, and will not let it in for a minute.")
+
+
+@app.command()
+def restart(name: Name = DEFAULT_NAME) -> None:
+    """Stop an endpoint if it runs, and start it."""
+    directory = _existing(name)
+    # Looked at before anything is stopped: a mistake in it should not end an endpoint that works.
+    from .loading import load_config
+
+    load_config(directory)
+    if pidfile.state_of(directory) in (State.RUNNING, State.DISCONNECTED):
+        _stop(directory)
+    raise typer.Exit(_start(directory))
+
+
+@app.command("list")
+def list_endpoints(as_json: AsJson = False) -> None:
+    """List the endpoints of this account on this machine."""
+    found = [showing.listed(directory) for directory in directories.endpoint_directories()]
+    if as_json:
+        showing.show_json(found)
+    elif found:
+        rows = [[endpoint["endpoint_id"] or "None", endpoint["status"], endpoint["name"]] for endpoint in found]
+        showing.show_table(("Endpoint ID", "Status", "Endpoint Name"), rows)
+    else:
+        typer.echo("There are no endpoints here; make one with: farcall-endpoint configure")
+
+
+@app.command()
+def status(name: Name = DEFAULT_NAME, as_json: AsJson = False) -> None:
+    """Show how an endpoint is, as this machine and the service see it."""
+    facts = showing.local_facts(_existing(name))
+    if facts["endpoint_id"]:
+        try:
+            facts |= showing.service_facts(_service().endpoint_status(facts["endpoint_id"]))
+        except FarcallError as error:
+            facts["service_status"] = f"not known: {error}"
+    (showing.show_json if as_json else showing.show_facts)(facts)
+
+
+@app.command()
+def logs(
+    name: Name = DEFAULT_NAME,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is added.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many lines.")] = 50,
+) -> None:
+    """Show the end of an endpoint's log."""
+    from .logfile import last_lines
+
+    path = _existing(name) / directories.LOG_NAME
+    if not path.exists():
+        typer.echo(f"The endpoint {name!r} has not run yet, so there is no log.", err=True)
+        return
+    tail = shutil.which("tail") if follow else None
+    if follow and tail is None:
+        raise ConfigurationError("--follow needs the 'tail' program in PATH")
+    if tail:
+        # It waits for changes without asking, and finds the new file when the log is rotated.
+        os.execv(tail, ["tail", "-n", str(lines), "-F", str(path)])
+    for line in last_lines(path, lines):
+        typer.echo(line)
+
+
+@app.command()
+def delete(
+    name: Name = DEFAULT_NAME,
+    force: Annotated[bool, typer.Option("--force", help="Even if it runs, or the service cannot be told.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete an endpoint, here and in the service. Tasks that wait for it fail."""
+    directory = directories.endpoint_directory(name)
+    if not directory.is_dir():
+        raise ConfigurationError(f"there is no endpoint called {name!r} in {home()}")
+    if pidfile.state_of(directory) is State.RUNNING and not force:
+        raise ConfigurationError(f"the endpoint {name!r} is running; stop it first, or say --force")
+    if not yes and not typer.confirm(f"Delete the endpoint {name!r} and everything in {directory}?"):
+        raise typer.Exit(1)
+    if pidfile.state_of(directory) is State.RUNNING:
+        _stop(directory)
+    _delete_in_service(directory, force)
+    shutil.rmtree(directory)
+    typer.echo(f"The endpoint {name!r} is deleted.")
+
+
+@app.command()
+def providers(as_json: AsJson = False) -> None:
+    """List the installed providers."""
+    from .plugins import installed_providers
+
+    found = installed_providers()
+    if as_json:
+        showing.show_json([vars(provider) for provider in found])
+    else:
+        rows = [[provider.name, provider.distribution, provider.version] for provider in found]
+        showing.show_table(("Provider", "Distribution", "Version"), rows)
+
+
+@app.command()
+def doctor(name: Name = DEFAULT_NAME) -> None:
+    """Look for what would keep an endpoint from working, and say how to mend it."""
+    from .doctor import examine
+
+    all_is_well = True
+    for finding in examine(directories.endpoint_directory(name), _service):
+        typer.echo(f"{'OK  ' if finding.is_well else 'BAD '} {finding.subject}: {finding.said}")
+        if not finding.is_well:
+            all_is_well = False
+            typer.echo(f"     -> {finding.remedy}")
+    raise typer.Exit(0 if all_is_well else 1)
+
+
+@app.command()
+def login(
+    service_url: Annotated[str | None, typer.Option(help="Where the service is.")] = None,
+    token: Annotated[str | None, typer.Option(help="Asked for if it is not given.")] = None,
+) -> None:
+    """Keep a service's address and a token for it, once the service has accepted them."""
+    from .service import log_in
+
+    # Asked for without echo: a token on the command line is seen in the list of processes.
+    url, caller = log_in(service_url, token or typer.prompt("Token", hide_input=True))
+    typer.echo(f"Logged in to {url} as {caller['name']}.")
+
+
+@app.command()
+def logout() -> None:
+    """Forget the token that is kept on this machine."""
+    from .service import log_out
+
+    typer.echo("Logged out." if log_out() else "Nobody is logged in.")
+
+
+@app.command()
+def whoami(as_json: AsJson = False) -> None:
+    """Say as whom the service knows you."""
+    caller = _service().whoami()
+    if as_json:
+        showing.show_json(caller)
+    else:
+        typer.echo(f"{caller['name']} ({caller['id']})")
+
+
+@app.command()
+def version() -> None:
+    """Say which version this is."""
+    from importlib.metadata import version as version_of
+
+    typer.echo(version_of("farcall-endpoint"))
+
+
+def _service() -> Service:
+    from .service import Service
+
+    return Service.from_settings()
+
+
+def _existing(name: str) -> Path:
+    from .loading import config_path
+
+    return config_path(directories.endpoint_directory(name)).parent
+
+
+def _may_start(directory: Path) -> bool:
+    """Whether there is something to start; what a killed agent left is cleaned up first."""
+    state = pidfile.state_of(directory)
+    if state is State.RUNNING:
+        holder = pidfile.read_holder(directory)
+        where = f" (pid {holder.pid} on {holder.hostname})" if holder else ""
+        typer.echo(f"The endpoint {directory.name!r} is already running{where}.")
+        return False
+    # So that a mistake in it is told at once, and not by way of the log.
+    from .loading import load_config
+
+    load_config(directory)
+    if state is State.DISCONNECTED:
+        from .daemon import clean_up
+
+        clean_up(directory, typer.echo)
+    return True
+
+
+def _choose_id(directory: Path, endpoint_uuid: uuid.UUID | None) -> bool:
+    """Take the id that was asked for. Returns whether the endpoint had none before."""
+    known = directories.read_endpoint_id(directory)
+    if endpoint_uuid is None or known == str(endpoint_uuid):
+        return False
+    if known:
+        raise ConfigurationError(f"the endpoint {directory.name!r} has the id {known} already; configure another one")
+    directories.write_endpoint_id(directory, str(endpoint_uuid))
+    return True
+
+
+def _be_the_agent(directory: Path, ready_fd: int | None) -> int:
+    from .daemon import run_agent
+
+    return run_agent(directory, ready_fd)
+
+
+def _start(directory: Path) -> int:
+    from . import daemon
+
+    outcome = daemon.start(directory, _complain)
+    if outcome.is_ready:
+        typer.echo(f"The endpoint {directory.name!r} is running; its id is {directories.read_endpoint_id(directory)}")
+    elif outcome.exit_code:
+        _complain(f"the endpoint {directory.name!r} did not start; see {directory / directories.LOG_NAME}")
+        for line in outcome.last_words:
+            typer.echo(f"    {line}", err=True)
+    return outcome.exit_code
+
+
+def _stop(directory: Path) -> None:
+    from .daemon import stop as stop_agent
+
+    stop_agent(directory, typer.echo)
+
+
+def _delete_in_service(directory: Path, force: bool) -> None:
+    try:
+        endpoint_id = directories.read_endpoint_id(directory)
+        if endpoint_id:
+            _service().delete_endpoint(endpoint_id)
+    except NotFound:
+        # Gone already, which is what is wanted.
+        return
+    except FarcallError as error:
+        if not force:
+            raise
+        _complain(f"the service was not told: {error}")
+
+
+def _complain(sentence: str) -> None:
+    typer.echo(f"farcall-endpoint: {sentence}", err=True)

@@ -1,0 +1,105 @@
+"""Look for what would keep an endpoint from working, and say how to mend it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+from farcall.errors import FarcallError, ServiceUnavailable, Unauthenticated
+
+from . import directories, loading, pidfile, plugins
+from .pidfile import State
+from .service import Service
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. ``remedy`` is what to do where it is not well."""
+
+    subject: str
+    is_well: bool
+    said: str
+    remedy: str = ""
+
+
+def examine(directory: Path, service: Callable[[], Service]) -> Iterator[Finding]:
+    """Look at one thing after the other; each is yielded as soon as it is known."""
+    yield _versions()
+    yield from _configuration(directory)
+    yield _engine_programs()
+    yield from _service(directory, service)
+
+
+def _versions() -> Finding:
+    names = ("farcall", "farcall-endpoint", "parsl", "dill")
+    said = ", ".join([f"Python {platform.python_version()}", *(f"{name} {metadata.version(name)}" for name in names)])
+    return Finding("versions", True, said)
+
+
+def _configuration(directory: Path) -> Iterator[Finding]:
+    try:
+        config = loading.load_config(directory)
+    except FarcallError as error:
+        yield Finding("configuration", False, str(error), f"correct {directory}, then look again")
+        return
+    yield Finding("configuration", True, str(loading.config_path(directory)))
+    try:
+        provider, _ = plugins.provider_config(config.provider)
+        yield Finding("provider", True, f"{config.provider.type} ({provider.__module__}.{provider.__name__})")
+    except FarcallError as error:
+        remedy = "see farcall-endpoint providers, and the options under engine.provider"
+        yield Finding("provider", False, str(error), remedy)
+
+
+def _engine_programs() -> Finding:
+    # The agent puts the directory of its interpreter first, as is done here.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    missing = [name for name in ("interchange.py", "process_worker_pool.py") if shutil.which(name, path=path) is None]
+    if missing:
+        remedy = f"install Parsl where {sys.executable} is: {sys.executable} -m pip install --force-reinstall parsl"
+        return Finding("engine", False, f"{' and '.join(missing)} cannot be found in PATH", remedy)
+    return Finding("engine", True, "interchange.py and process_worker_pool.py are in PATH")
+
+
+def _service(directory: Path, make_service: Callable[[], Service]) -> Iterator[Finding]:
+    try:
+        service = make_service()
+        caller = service.whoami()
+    except ServiceUnavailable as error:
+        yield Finding("service", False, str(error), "start it (farcall-webservice serve), or set FARCALL_SERVICE_URL")
+        return
+    except Unauthenticated as error:
+        yield Finding("service", False, str(error), "get a token, then: farcall-endpoint login")
+        return
+    except FarcallError as error:
+        yield Finding("service", False, str(error), "see the log of the service")
+        return
+    yield Finding("service", True, f"{service.url} knows you as {caller.get('name')}")
+    try:
+        service.health()
+        yield Finding("database and broker", True, "the service reaches both")
+    except FarcallError as error:
+        yield Finding("database and broker", False, str(error), "see the log of the service")
+    yield _registration(directory, service)
+
+
+def _registration(directory: Path, service: Service) -> Finding:
+    try:
+        endpoint_id = directories.read_endpoint_id(directory)
+        if endpoint_id is None:
+            return Finding("registration", True, "not yet: the first start will register the endpoint")
+        status = service.endpoint_status(endpoint_id).get("status")
+    except FarcallError as error:
+        remedy = f"if it was deleted there, remove {directory}/endpoint.json to be registered as a new one"
+        return Finding("registration", False, str(error), remedy)
+    # Online means that reports of the agent came through the broker, from here.
+    if pidfile.state_of(directory) is State.RUNNING and status != "online":
+        remedy = f"the agent does not reach the broker: see farcall-endpoint logs {directory.name}"
+        return Finding("registration", False, f"{endpoint_id} runs here, and the service calls it {status}", remedy)
+    return Finding("registration", True, f"{endpoint_id} is {status}")

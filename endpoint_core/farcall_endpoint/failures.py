@@ -1,0 +1,28 @@
+"""Results that the agent makes itself, for tasks of which no worker will report one."""
+
+from __future__ import annotations
+
+import json
+
+from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
+
+from farcall.wire import ErrorDetails, Result, write_result
+
+
+def failure(task_id: str, code: str, message: str) -> tuple[str, str]:
+    """A failed task's id and the JSON text of its result, as the journal takes it."""
+    result = Result(task_id, message, error_details=ErrorDetails(code, message))
+    return task_id, json.dumps(write_result(result), separators=(",", ":"))
+
+
+def lost_for_good(task_id: str, attempts: int, error: BaseException) -> tuple[str, str]:
+    """The failure of a task that has lost as many workers as its endpoint allows; ``error`` is what Parsl said last."""
+    times = "once" if attempts == 1 else f"{attempts} times"
+    if isinstance(error, (WorkerLost, ManagerLost)):
+        what = (
+            "The worker process ended before the task did: the task called os._exit, was killed by a signal, or ran "
+            f"out of memory, or its node was lost. It was started {times}."
+        )
+        return failure(task_id, "WorkerLost", f"{what} The last time: {error}")
+    what = f"The worker could not run the task at all. It was started {times}."
+    return failure(task_id, "WorkerFailed", f"{what} The last time: {type(error).__name__}: {error}")

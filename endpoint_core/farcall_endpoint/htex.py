@@ -1,0 +1,164 @@
+"""Parsl's HighThroughputExecutor without the rest of Parsl: what has to be different in it for an endpoint."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import zmq
+from parsl.executors import HighThroughputExecutor
+from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
+
+from .blocks import Blocks, Breaker
+from .config import EngineConfig
+from .quietlogs import QuietLogs
+
+log = logging.getLogger(__name__)
+
+#: Parsl's threads and its interchange look up this often whether they are to end; it delays nothing else.
+POLL_PERIOD_MS = 200
+
+#: A command that the interchange has not answered by then will not be answered: it is dead or stuck.
+COMMAND_TIMEOUT_S = 10
+
+#: Ended blocks that are remembered.
+ENDED_BLOCKS_KEPT = 50
+
+
+#: Found through PATH, so that worker_init can choose another environment. Without -P, a file that a task leaves in the
+#: directory where it runs could stand in for a module.
+_POOL_COMMAND = f"python3 -P -m {__package__}.pool"
+
+
+class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no types
+    """One life of the engine: an interchange, and the blocks whose managers connect to it.
+
+    It is started, used for scaling and stopped by one thread, which must live as long: the interchange dies with it.
+    """
+
+    def __init__(
+        self, config: EngineConfig, blocks: Blocks, breaker: Breaker, *, address: str | None, run_dir: Path
+    ) -> None:
+        accelerators = config.available_accelerators
+        super().__init__(
+            label="htex",
+            provider=blocks,
+            # Without an address Parsl asks a site on the internet what ours is.
+            address=address or "127.0.0.1",
+            worker_port_range=config.worker_port_range,
+            cores_per_worker=config.cores_per_worker,
+            mem_per_worker=config.mem_per_worker,
+            max_workers_per_node=config.max_workers_per_node,
+            cpu_affinity=config.cpu_affinity,
+            available_accelerators=accelerators if isinstance(accelerators, int) else list(accelerators),
+            prefetch_capacity=config.prefetch_capacity,
+            heartbeat_period=config.heartbeat_period_s,
+            heartbeat_threshold=config.heartbeat_threshold_s,
+            poll_period=POLL_PERIOD_MS,
+            interchange_launch_cmd=_interchange_command(),
+            launch_cmd=DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", _POOL_COMMAND, 1),
+            block_error_handler=False,
+            encrypted=config.encrypted,
+        )
+        if address is None:
+            self.address = None
+            self.all_addresses = _own_addresses()
+        self.blocks = blocks
+        self.breaker = breaker
+        self.demand: Callable[[], int] = lambda: 0
+        self.run_dir = str(run_dir)
+        self.run_id = str(uuid.uuid4())
+        self.log_config = QuietLogs()
+        self._observed_workers: int | None = None
+
+    def start(self) -> None:
+        _find_our_python()
+        Path(self.logdir).mkdir(parents=True, exist_ok=True)
+        super().start()
+        # Parsl waits for ever for an interchange that has died, and so would we.
+        self.command_client.run = partial(self.command_client.run, timeout_s=COMMAND_TIMEOUT_S)
+        for pipe in (self.outgoing_q.zmq_socket, self.command_client.zmq_socket):
+            pipe.setsockopt(zmq.LINGER, 0)
+            pipe.setsockopt(zmq.SNDTIMEO, 1000 * COMMAND_TIMEOUT_S)
+
+    @property
+    def takes_results(self) -> bool:
+        """Whether Parsl's thread for them lives: it ends for good at the first message it does not understand."""
+        return self._result_queue_thread is not None and self._result_queue_thread.is_alive()
+
+    def outstanding(self) -> int:
+        """All that waits for a worker, also what has not been handed to Parsl yet: scaling must see it."""
+        return self.demand()
+
+    @property
+    def workers_per_node(self) -> int | float:
+        """As many as a node turned out to have; until one has connected, what its configuration lets us expect."""
+        if self._observed_workers is not None:
+            return self._observed_workers
+        if self.max_workers_per_node != float("inf"):
+            return float(self._workers_per_node)
+        return max(1, int((os.cpu_count() or 1) / self.cores_per_worker))
+
+    def managers(self) -> list[dict[str, Any]]:
+        """Who is connected. Raises Parsl's CommandClientTimeoutError if the interchange does not answer."""
+        managers: list[dict[str, Any]] = self.connected_managers()
+        counts = [manager["worker_count"] for manager in managers]
+        if counts:
+            self._observed_workers = max(*counts, 1)
+        return managers
+
+    def scale_out_facade(self, n: int) -> list[str]:
+        if not self.breaker.allows_blocks():
+            return []
+        started: list[str] = super().scale_out_facade(n)
+        return started
+
+    def forget_ended_blocks(self) -> None:
+        """Parsl would ask about every block there ever was, for ever."""
+        ended = [block_id for block_id, status in self._status.items() if status.terminal]
+        for block_id in sorted(ended, key=int)[:-ENDED_BLOCKS_KEPT]:
+            job_id = self.blocks_to_job_id.pop(block_id, None)
+            self.job_ids_to_block.pop(job_id, None)
+            self._status.pop(block_id, None)
+            self._simulated_status.pop(block_id, None)
+            self.blocks.forget([job_id])
+
+    def _launch_block(self, block_id: str) -> Any:
+        try:
+            return super()._launch_block(block_id)
+        except Exception as error:
+            # Parsl keeps it as the block's state; the administrator wants to read it.
+            log.warning("a block was refused: %s: %s", type(error).__name__, error)
+            raise
+
+
+def _interchange_command() -> list[str]:
+    lifeline = [sys.executable, "-m", f"{__package__}.lifeline", str(os.getpid())]
+    return [*lifeline, sys.executable, "-m", "parsl.executors.high_throughput.interchange"]
+
+
+def _find_our_python() -> None:
+    """A block on this machine finds ``python3`` through PATH; ours must come before anybody else's."""
+    ours = str(Path(sys.executable).parent)
+    path = os.environ.get("PATH", "")
+    if path.split(os.pathsep)[0] != ours:
+        os.environ["PATH"] = os.pathsep.join([ours, path]) if path else ours
+
+
+def _own_addresses() -> set[str]:
+    """Every address by which this machine may be reached from elsewhere; managers find out which one works."""
+    found = {
+        address.address
+        for addresses in psutil.net_if_addrs().values()
+        for address in addresses
+        if address.family == socket.AF_INET and not address.address.startswith("127.")
+    }
+    return found or {"127.0.0.1"}

@@ -1,0 +1,240 @@
+"""Keeps Parsl alive under the engine: starts it, scales its blocks, replaces it when one of its processes is gone."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zmq
+from parsl.executors.high_throughput.errors import CommandClientBadError, CommandClientTimeoutError
+from parsl.jobs.strategy import Strategy
+
+from .blocks import Blocks, Breaker
+from .config import EndpointConfig
+from .engine import Engine
+from .htex import Executor
+from .provider import Provider
+
+log = logging.getLogger(__name__)
+
+#: How often we look while there is work; without work it is the strategy's period.
+BUSY_PERIOD_S = 1.0
+
+#: Pauses between attempts to start Parsl again.
+_RESTART_PAUSES_S = (0.0, 1.0, 5.0, 15.0, 60.0)
+
+#: Directories of earlier runs that are kept, for people who want to know what happened.
+RUNS_KEPT = 5
+
+#: What Parsl raises when its interchange does not answer.
+_SILENCE = (CommandClientBadError, CommandClientTimeoutError, zmq.ZMQError)
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Who is there to work."""
+
+    managers: Sequence[Mapping[str, Any]] = ()
+    blocks: Mapping[str, str] | None = None
+
+    @property
+    def active(self) -> list[Mapping[str, Any]]:
+        return [manager for manager in self.managers if manager["active"]]
+
+    @property
+    def workers(self) -> int:
+        return sum(manager["worker_count"] for manager in self.active)
+
+
+class Supervisor:
+    """The thread that owns Parsl's executor: all of its lives begin and end in it."""
+
+    def __init__(self, config: EndpointConfig, provider: Provider, engine: Engine, *, runs_dir: Path) -> None:
+        self._config = config
+        self._provider = provider
+        self._engine = engine
+        self._runs_dir = runs_dir
+        # The one provider whose blocks need no network.
+        self._local = config.provider.type == "local"
+        self._breaker = Breaker()
+        self._executor: Executor | None = None
+        self._strategy: Strategy | None = None
+        self._next_strategy = 0.0
+        self._fleet = Fleet()
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._started = threading.Event()
+        self._start_error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self._runs = itertools.count(1)
+
+    @property
+    def fleet(self) -> Fleet:
+        """Who was there when last looked."""
+        return self._fleet
+
+    def start(self) -> None:
+        """Start Parsl. Raises what kept it from starting."""
+        self._engine.on_demand = self._wake.set
+        self._thread.start()
+        self._started.wait()
+        if self._start_error is not None:
+            raise self._start_error
+
+    def stop(self, *, timeout_s: float) -> None:
+        """End all blocks and processes. Tasks that were running are simply gone; the journal has them."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                log.warning("Parsl did not end within %g s", timeout_s)
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._begin()
+        except Exception as error:
+            self._start_error = error
+            return
+        finally:
+            self._started.set()
+        while not self._stopping.is_set():
+            self._watch()
+            self._wake.wait(self._pause_s())
+            self._wake.clear()
+        self._end()
+
+    def _watch(self) -> None:
+        reason = self._reason_to_replace()
+        if reason is not None and not self._stopping.is_set():
+            log.error("%s; starting Parsl again, unfinished tasks run again", reason)
+            self._replace()
+
+    def _reason_to_replace(self) -> str | None:
+        executor = self._executor
+        if executor is None or executor.interchange_proc.poll() is not None:
+            return "the interchange has ended"
+        try:
+            if executor.bad_state_is_set:
+                self._engine.fail_all("NoWorkers", f"The workers cannot be used: {executor.executor_exception}")
+                return "the interchange refused its workers"
+            if not executor.takes_results:
+                return "results are no longer taken"
+            return self._look(executor)
+        except _SILENCE as error:
+            return f"the interchange does not answer ({type(error).__name__})"
+        except Exception:
+            log.exception("looking after the blocks failed, trying again")
+            return None
+
+    def _look(self, executor: Executor) -> str | None:
+        """One round: who is there, are there enough blocks, does what Parsl believes still hold."""
+        managers = executor.managers()
+        executor.poll_facade()
+        self._fleet = Fleet(managers, executor.blocks.states())
+        statuses = executor.status_facade
+        alive = [block_id for block_id, status in statuses.items() if not status.terminal]
+        per_block = executor.workers_per_node * self._config.engine.nodes_per_block
+        self._engine.expect(workers=self._fleet.workers, expected=int(per_block * max(1, len(alive))))
+        reason = self._breaker.observe(statuses, managers=len(self._fleet.active))
+        if reason is not None:
+            self._engine.fail_all("NoWorkers", reason)
+            # Parsl still has some of the tasks, and would run them when a block comes after all.
+            return "no block brings workers"
+        self._scale(executor, urgently=not alive and self._engine.outstanding() > 0)
+        # Parsl misses a dead manager only after many heartbeats. Where it was the only one, we know better.
+        working = [manager for manager in managers if manager["tasks"]]
+        if working and all(_is_over(statuses, manager) for manager in managers):
+            return "all blocks have ended while they had tasks"
+        return None
+
+    def _scale(self, executor: Executor, *, urgently: bool) -> None:
+        if self._strategy is None or not (urgently or time.monotonic() >= self._next_strategy):
+            return
+        self._next_strategy = time.monotonic() + self._config.engine.strategy_period_s
+        self._strategy.strategize([executor])
+        executor.forget_ended_blocks()
+
+    def _pause_s(self) -> float:
+        period = self._config.engine.strategy_period_s
+        is_starting = bool(self._fleet.blocks) and not self._fleet.workers
+        busy = self._engine.outstanding() > 0 or is_starting
+        return min(period, BUSY_PERIOD_S) if busy else period
+
+    # -- Parsl's lives ------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        # Parsl tells of every step at INFO, in its own words.
+        logging.getLogger("parsl").setLevel(logging.WARNING)
+        engine = self._config.engine
+        run_dir = self._new_run_dir()
+        self._breaker.begin()
+        blocks = Blocks(
+            self._provider,
+            engine,
+            name=self._config.name,
+            run_dir=run_dir,
+            working_dir=Path(engine.working_dir or self._config.directory / "tasks_working_dir").expanduser(),
+            poll_period_s=1 if self._local else max(1, round(engine.strategy_period_s)),
+        )
+        address = engine.address or ("127.0.0.1" if self._local else None)
+        executor = Executor(engine, blocks, self._breaker, address=address, run_dir=run_dir)
+        executor.demand = self._engine.outstanding
+        executor.start()
+        self._executor = executor
+        self._strategy = Strategy(strategy="htex_auto_scale", max_idletime=engine.max_idletime_s)
+        self._strategy.add_executors([executor])
+        self._next_strategy = 0.0
+        threading.Thread(target=self._wait_for_end, args=(executor.interchange_proc,), daemon=True).start()
+        self._engine.use(executor)
+
+    def _wait_for_end(self, process: subprocess.Popen[bytes]) -> None:
+        process.wait()
+        self._wake.set()
+
+    def _replace(self) -> None:
+        for pause_s in itertools.chain(_RESTART_PAUSES_S, itertools.repeat(_RESTART_PAUSES_S[-1])):
+            self._end()
+            if self._stopping.wait(pause_s):
+                return
+            try:
+                self._begin()
+                return
+            except Exception:
+                log.exception("Parsl does not start")
+
+    def _end(self) -> None:
+        executor, self._executor = self._executor, None
+        self._engine.use(None)
+        self._fleet = Fleet()
+        if executor is None:
+            return
+        try:
+            executor.blocks.cancel_all()
+            executor.shutdown(timeout=2.0)
+        # Half of it may be gone already; what matters is that the rest goes too.
+        except Exception:
+            log.exception("ending Parsl's processes")
+
+    def _new_run_dir(self) -> Path:
+        self._runs_dir.mkdir(parents=True, exist_ok=True)
+        for old in sorted(path for path in self._runs_dir.iterdir() if path.is_dir())[: -RUNS_KEPT + 1]:
+            shutil.rmtree(old, ignore_errors=True)
+        run_dir = self._runs_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{next(self._runs):03d}"
+        run_dir.mkdir()
+        return run_dir
+
+
+def _is_over(statuses: Mapping[str, Any], manager: Mapping[str, Any]) -> bool:
+    status = statuses.get(manager["block_id"])
+    return status is not None and status.terminal
