@@ -90,10 +90,10 @@ def serve(config: ServiceConfig) -> None:
         )
         running.callback(server.close)
         running.callback(waiting.close)
-        log.info("ready at %s", url)
-        sys.stdout.write(f"Farcall is ready at {url} (documentation: {url}/docs)\n")
-        sys.stdout.flush()
-        with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        with contextlib.suppress(SystemExit):
+            log.info("ready at %s", url)
+            sys.stdout.write(f"Farcall is ready at {url} (documentation: {url}/docs)\n")
+            sys.stdout.flush()
             server.run()
         log.info("stopping")
 
@@ -133,11 +133,11 @@ def _listen(config: ServiceConfig) -> socket.socket:
 
 
 def _end_on_signals() -> None:
-    def end(number: int, _frame: FrameType | None) -> None:
+    def end(_number: int, _frame: FrameType | None) -> None:
         # A second signal while the parts are being stopped must not leave one of them running.
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.SIG_IGN)
-        raise SystemExit(f"ended by signal {number}")
+        raise SystemExit(0)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)

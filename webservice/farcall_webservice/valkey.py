@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from farcall.errors import ConfigurationError
 
@@ -84,7 +86,7 @@ class Valkey:
 
     def _end_leftover(self, port: int, password: str) -> None:
         """A server of ours may have outlived a service that was killed; it must write its file before we read it."""
-        client = redis.Redis(_loopback(self._host), port, password=password, socket_timeout=2)
+        client = _client(self._host, port, password)
         try:
             client.ping()
         except redis.RedisError:
@@ -131,7 +133,7 @@ class Valkey:
         )
 
     def _wait_until_ready(self) -> None:
-        client = redis.Redis(_loopback(self._host), self._port, password=self._password, socket_timeout=2)
+        client = _client(self._host, self._port, self._password)
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             try:
@@ -196,8 +198,10 @@ def _server_program() -> Path:
     )
 
 
-def _loopback(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+def _client(host: str, port: int, password: str) -> redis.Redis:
+    """For a word with the server. It does not try again by itself, which would take seconds where nobody listens."""
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return redis.Redis(address, port, password=password, socket_timeout=2, retry=Retry(NoBackoff(), 0))
 
 
 def _family(host: str) -> socket.AddressFamily:
