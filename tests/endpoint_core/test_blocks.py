@@ -1,0 +1,166 @@
+"""Between Parsl and our providers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from parsl.jobs.states import JobState, JobStatus
+
+from farcall.errors import ConfigurationError
+from farcall_endpoint import blocks
+from farcall_endpoint.blocks import Blocks, Breaker
+from farcall_endpoint.config import EngineConfig
+from farcall_endpoint.provider import BlockSpec, BlockState, Provider, ProviderConfig
+
+
+class ScriptedProvider(Provider):
+    """Its blocks are in the states that the test says."""
+
+    def __init__(self) -> None:
+        super().__init__(ProviderConfig())
+        self.specs: list[BlockSpec] = []
+        self.now: dict[str, BlockState] = {}
+        self.asked: list[list[str]] = []
+        self.cancelled: list[str] = []
+        self.is_down = False
+
+    def submit(self, spec: BlockSpec) -> str:
+        self.specs.append(spec)
+        block_id = f"block-{len(self.specs)}"
+        self.now[block_id] = BlockState.PENDING
+        return block_id
+
+    def states(self, block_ids: Sequence[str]) -> dict[str, BlockState]:
+        self.asked.append(list(block_ids))
+        if self.is_down:
+            raise OSError("the scheduler is down")
+        return {block_id: self.now[block_id] for block_id in block_ids}
+
+    def cancel(self, block_ids: Sequence[str]) -> None:
+        self.cancelled += block_ids
+
+    def output(self, block_id: str) -> str:
+        return f"what {block_id} printed"
+
+
+@pytest.fixture
+def provider() -> ScriptedProvider:
+    return ScriptedProvider()
+
+
+def blocks_of(provider: Provider, tmp_path: Path, config: EngineConfig | None = None) -> Blocks:
+    return Blocks(
+        provider,
+        config or EngineConfig(),
+        name="ep",
+        run_dir=tmp_path,
+        working_dir=tmp_path / "work here",
+        poll_period_s=1,
+    )
+
+
+def test_a_block_is_asked_for_with_all_that_the_configuration_says(provider: ScriptedProvider, tmp_path: Path) -> None:
+    config = EngineConfig(nodes_per_block=3, walltime_s=600, worker_init="module load x")
+
+    blocks_of(provider, tmp_path, config).submit("run-the-manager", 1, "parsl.htex.block-7")
+
+    (spec,) = provider.specs
+    assert (spec.name, spec.nodes, spec.walltime_s, spec.worker_init) == ("farcall.ep.7", 3, 600, "module load x")
+    assert spec.run_dir == tmp_path
+    assert spec.command.startswith(f"mkdir -p '{tmp_path}/work here' && cd '{tmp_path}/work here' && ")
+    assert "run-the-manager" in spec.command
+
+
+def test_a_block_that_has_ended_is_not_asked_about_again(provider: ScriptedProvider, tmp_path: Path) -> None:
+    ours = blocks_of(provider, tmp_path)
+    block_id = ours.submit("command", 1)
+    provider.now[block_id] = BlockState.FAILED
+
+    first, second = ours.status([block_id]), ours.status([block_id])
+
+    assert [status.state for status in first + second] == [JobState.FAILED, JobState.FAILED]
+    assert first[0].message == "what block-1 printed"
+    assert provider.asked == [["block-1"]]
+    assert ours.states() == {}
+
+
+def test_while_the_scheduler_is_down_blocks_are_what_they_were(provider: ScriptedProvider, tmp_path: Path) -> None:
+    ours = blocks_of(provider, tmp_path)
+    block_id = ours.submit("command", 1)
+    provider.now[block_id] = BlockState.RUNNING
+    ours.status([block_id])
+
+    provider.is_down = True
+
+    assert [status.state for status in ours.status([block_id])] == [JobState.RUNNING]
+
+
+def test_a_block_that_nobody_knows_has_not_ended_at_once_but_after_a_while(
+    provider: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = blocks_of(provider, tmp_path)
+    block_id = ours.submit("command", 1)
+    provider.now[block_id] = BlockState.UNKNOWN
+
+    at_first = ours.status([block_id])
+    monkeypatch.setattr(blocks, "UNKNOWN_FOR_S", 0.0)
+    later = ours.status([block_id])
+
+    assert at_first[0].state == JobState.PENDING
+    assert later[0].state == JobState.FAILED
+    assert "has not known block block-1" in later[0].message
+
+
+def test_all_blocks_that_live_can_be_ended(provider: ScriptedProvider, tmp_path: Path) -> None:
+    ours = blocks_of(provider, tmp_path)
+    dead, alive = ours.submit("command", 1), ours.submit("command", 1)
+    provider.now[dead] = BlockState.DONE
+    ours.status([dead, alive])
+
+    ours.cancel_all()
+
+    assert provider.cancelled == [alive]
+
+
+def test_a_launcher_that_does_not_exist_is_named_with_those_that_do(provider: ScriptedProvider, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"no launcher called 'SrunLaucher'; there are: .*SrunLauncher"):
+        blocks_of(provider, tmp_path, EngineConfig(launcher="SrunLaucher"))
+
+
+def missing(*numbers: int) -> dict[str, JobStatus]:
+    return {str(number): JobStatus(JobState.MISSING, f"words of {number}") for number in numbers}
+
+
+def test_three_blocks_without_a_worker_stop_the_asking_for_a_while() -> None:
+    breaker = Breaker()
+
+    two = breaker.observe(missing(0, 1), managers=0)
+    three = breaker.observe(missing(0, 1, 2), managers=0)
+
+    assert two is None
+    assert three is not None
+    assert "words of 2" in three
+    assert not breaker.allows_blocks()
+
+
+def test_blocks_that_were_counted_are_not_counted_again() -> None:
+    breaker = Breaker()
+    breaker.observe(missing(0, 1, 2), managers=0)
+
+    again = breaker.observe(missing(0, 1, 2, 3), managers=0)
+    breaker.begin()
+    anew = breaker.observe(missing(0, 1, 2), managers=0)
+
+    assert again is None
+    assert anew is not None
+
+
+def test_a_worker_that_connects_makes_up_for_earlier_failures() -> None:
+    breaker = Breaker()
+
+    breaker.observe(missing(0, 1), managers=1)
+
+    assert breaker.observe(missing(0, 1, 2, 3), managers=0) is None
+    assert breaker.allows_blocks()

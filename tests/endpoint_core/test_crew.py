@@ -1,0 +1,115 @@
+"""Workers at the end of pipes: work goes out, results come in, deaths are noticed."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+from parsl.app.errors import RemoteExceptionWrapper
+from parsl.executors.high_throughput.errors import WorkerLost
+from parsl.multiprocessing import ForkContext
+from parsl.serialize import deserialize
+
+from farcall_endpoint.crew import Crew, WorkerEnd
+
+
+def obey(end: WorkerEnd) -> None:
+    """A worker that does what its tasks say."""
+    while True:
+        task = end.get(60)
+        if task["do"] == "die":
+            psutil.Process().kill()
+        end.put(pickle.dumps({"type": "result", "task_id": task["task_id"], "result": task["do"]}))
+
+
+def start(number: int, end: WorkerEnd) -> Any:
+    process = ForkContext.Process(target=obey, args=(end,), daemon=True)
+    process.start()
+    return process
+
+
+@pytest.fixture
+def crew() -> Iterator[Crew]:
+    crew = Crew(start)
+    yield crew
+    for process in crew.processes.values():
+        process.kill()
+        process.join()
+
+
+def next_result(crew: Crew) -> dict[str, Any]:
+    while True:
+        package = crew.get_result()
+        if package is not None:
+            result: dict[str, Any] = pickle.loads(package)
+            return result
+
+
+def test_each_task_is_answered(crew: Crew) -> None:
+    crew.hire(0)
+    crew.hire(1)
+
+    for number in range(10):
+        crew.put_task({"task_id": number, "do": "answer"})
+
+    assert sorted(next_result(crew)["task_id"] for _ in range(10)) == list(range(10))
+    assert crew.qsize() == 0
+
+
+def test_what_a_dead_worker_was_doing_is_reported_and_the_rest_done_by_its_successor(crew: Crew) -> None:
+    first = crew.hire(0)
+
+    crew.put_task({"task_id": 1, "do": "die"})
+    crew.put_task({"task_id": 2, "do": "answer"})
+    lost, answered = next_result(crew), next_result(crew)
+
+    wrapper = deserialize(lost["exception"])
+    assert lost["task_id"] == 1
+    assert isinstance(wrapper, RemoteExceptionWrapper)
+    assert wrapper.e_type is WorkerLost
+    assert answered["task_id"] == 2
+    assert crew.processes[0] is not first
+
+
+def test_a_worker_killed_while_idle_is_replaced_once(crew: Crew) -> None:
+    crew.hire(0)
+    crew.put_task({"task_id": 1, "do": "answer"})
+    next_result(crew)
+
+    psutil.Process(crew.processes[0].pid).send_signal(signal.SIGKILL)
+    crew.processes[0].join()
+    for number in range(2, 6):
+        crew.put_task({"task_id": number, "do": "answer"})
+
+    outcomes = [next_result(crew) for _ in range(4)]
+    # The first may have been handed to the dead one, before anybody could know.
+    assert sorted(outcome["task_id"] for outcome in outcomes) == [2, 3, 4, 5]
+    assert sum("exception" in outcome for outcome in outcomes) <= 1
+    assert len(crew.processes) == 1
+
+
+def test_a_worker_that_cannot_even_start_is_replaced_at_leisure(crew: Crew) -> None:
+    crew.hire(0)
+    first = crew.processes[0]
+    first.kill()
+    first.join()
+    crew.put(None)
+    while crew.get_result() is not None:
+        pass
+
+    crew.look_after()
+    crew.look_after()
+    crew.put_task({"task_id": 1, "do": "answer"})
+
+    assert next_result(crew)["task_id"] == 1
+    assert crew.processes[0] is not first
+
+
+def test_waiting_for_results_can_be_interrupted(crew: Crew) -> None:
+    crew.put(None)
+
+    assert crew.get_result() is None

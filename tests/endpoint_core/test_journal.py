@@ -1,0 +1,158 @@
+"""What the agent remembers when it is killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from farcall.wire import BatchedTask, FunctionCode, TaskBatch
+from farcall_endpoint.journal import Journal, JournalError
+
+
+def batch_of(*task_ids: str, payload: str = "payload") -> TaskBatch:
+    return TaskBatch(
+        {"f": FunctionCode("code", "3.11.7")}, [BatchedTask(task_id, "f", payload) for task_id in task_ids]
+    )
+
+
+def unsent_ids(journal: Journal) -> list[str]:
+    return [task_id for task_id, _ in journal.unsent(most=100, most_bytes=10_000)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.sqlite"
+
+
+def test_what_was_accepted_and_not_finished_is_there_after_a_restart(path: Path) -> None:
+    journal = Journal(path)
+    with_options = BatchedTask("b", "g", "payload", {"result_serializers": ["x.JSONData"]})
+    journal.accept(batch_of("a"))
+    journal.accept(TaskBatch({"g": FunctionCode("other code")}, [with_options]))
+    journal.lost(["b"])
+    journal.close()
+
+    functions, tasks = Journal(path).unfinished()
+
+    assert functions == {"f": FunctionCode("code", "3.11.7"), "g": FunctionCode("other code", None)}
+    assert [(each.task, each.attempts) for each in tasks] == [(BatchedTask("a", "f", "payload"), 0), (with_options, 1)]
+
+
+def test_a_result_is_kept_until_it_is_sent(path: Path) -> None:
+    journal = Journal(path)
+    journal.accept(batch_of("a", "b"))
+    journal.finish([("a", "result of a")])
+    journal.close()
+
+    journal = Journal(path)
+    before = journal.unsent(most=100, most_bytes=10_000), sorted(journal.held())
+    journal.sent(["a"])
+    after = journal.unsent(most=100, most_bytes=10_000), journal.held()
+
+    assert before == ([("a", "result of a")], ["a", "b"])
+    assert after == ([], ["b"])
+
+
+def test_a_task_that_is_held_is_not_accepted_twice(path: Path) -> None:
+    journal = Journal(path)
+    journal.accept(batch_of("a"))
+
+    again = journal.accept(batch_of("a", "b", "b"))
+
+    assert [task.task_id for task in again] == ["b"]
+
+
+def test_a_task_whose_result_was_sent_is_answered_again_and_not_run_again(path: Path) -> None:
+    journal = Journal(path)
+    journal.accept(batch_of("a"))
+    journal.finish([("a", "result of a")])
+    journal.sent(["a"])
+
+    again = journal.accept(batch_of("a"))
+
+    assert again == []
+    assert journal.unsent(most=100, most_bytes=10_000) == [("a", "result of a")]
+    assert journal.held() == ["a"]
+
+
+def test_the_first_result_of_a_task_counts(path: Path) -> None:
+    journal = Journal(path)
+    journal.accept(batch_of("a"))
+
+    journal.finish([("a", "first")])
+    journal.finish([("a", "second"), ("nobody's", "third")])
+
+    assert journal.unsent(most=100, most_bytes=10_000) == [("a", "first")]
+
+
+def test_unsent_results_come_in_bounded_portions_and_at_least_one(path: Path) -> None:
+    journal = Journal(path)
+    journal.accept(batch_of("a", "b", "c"))
+    journal.finish([(task_id, task_id * 10) for task_id in "abc"])
+
+    assert [task_id for task_id, _ in journal.unsent(most=2, most_bytes=1000)] == ["a", "b"]
+    assert [task_id for task_id, _ in journal.unsent(most=3, most_bytes=25)] == ["a", "b"]
+    assert [task_id for task_id, _ in journal.unsent(most=3, most_bytes=1)] == ["a"]
+
+
+def test_old_results_are_forgotten_and_with_them_functions_that_nobody_needs(path: Path) -> None:
+    journal = Journal(path)
+    journal.accept(batch_of("a"))
+    journal.finish([("a", "result")])
+    journal.sent(["a"])
+
+    young, old = journal.purge(keep_s=60), journal.purge(keep_s=0)
+
+    assert (young, old) == (0, 1)
+    assert [task.task_id for task in journal.accept(batch_of("a"))] == ["a"]
+    assert journal.unfinished()[0] == {"f": FunctionCode("code", "3.11.7")}
+
+
+def test_sent_results_are_forgotten_early_if_they_are_large(path: Path) -> None:
+    journal = Journal(path)
+    journal.accept(batch_of("a", "b"))
+    journal.finish([("a", "x" * 100), ("b", "y" * 100)])
+    journal.sent(["a"])
+    journal.sent(["b"])
+
+    removed = journal.purge(keep_s=60, keep_bytes=150)
+
+    assert removed == 1
+    assert journal.accept(batch_of("b")) == []
+
+
+def test_what_is_not_sent_is_never_purged(path: Path) -> None:
+    journal = Journal(path)
+    journal.accept(batch_of("a", "b"))
+    journal.finish([("a", "result")])
+
+    assert journal.purge(keep_s=0, keep_bytes=0) == 0
+    assert unsent_ids(journal) == ["a"]
+    assert sorted(journal.held()) == ["a", "b"]
+
+
+def test_a_payload_with_lone_surrogates_is_kept_as_it_is(path: Path) -> None:
+    journal = Journal(path)
+
+    journal.accept(batch_of("a", payload="\ud800 and more"))
+
+    assert journal.unfinished()[1][0].task.payload == "\ud800 and more"
+
+
+def test_a_damaged_file_is_refused_with_advice_and_left_alone(path: Path) -> None:
+    path.write_bytes(b"this is no database, it only lies where one should be" * 100)
+
+    with pytest.raises(JournalError, match=r"is damaged .* Move the file away and start again"):
+        Journal(path)
+
+    assert path.read_bytes().startswith(b"this is no database")
+
+
+def test_a_journal_of_another_version_is_refused(path: Path) -> None:
+    journal = Journal(path)
+    journal._db.execute("PRAGMA user_version = 99")
+    journal.close()
+
+    with pytest.raises(JournalError, match="written by another version"):
+        Journal(path)

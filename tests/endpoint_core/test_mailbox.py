@@ -1,0 +1,276 @@
+"""The agent's side of the broker, over Kombu's in-memory transport."""
+
+from __future__ import annotations
+
+import json
+import queue
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kombu import Connection, Exchange, Producer, Queue
+
+from farcall.wire import (
+    BatchedTask,
+    Command,
+    FunctionCode,
+    Message,
+    Result,
+    ResultBatch,
+    StatusReport,
+    TaskBatch,
+    TaskState,
+    Transition,
+    decode,
+    encode,
+    write_result,
+)
+from farcall_endpoint import mailbox
+from farcall_endpoint.addresses import Addresses
+from farcall_endpoint.journal import Journal
+from farcall_endpoint.mailbox import Inbox, Outbox, result_batch_body
+
+URL = "memory://"
+PATIENCE_S = 20
+
+
+@pytest.fixture
+def addresses() -> Addresses:
+    # Of this test alone: the transport's queues are those of the whole process.
+    name = uuid.uuid4().hex
+
+    def published(kind: str) -> dict[str, Any]:
+        publish = {"exchange": f"{name}-{kind}", "routing_key": f"{name}.{name}-{kind}"}
+        info = {"connection_url": URL, "exchange": f"{name}-{kind}", "queue": f"{name}-{kind}"}
+        return {**info, "queue_publish_kwargs": publish}
+
+    return Addresses.of(
+        {
+            "task_queue_info": {"connection_url": URL, "queue": f"{name}.tasks"},
+            "command_queue_info": {"connection_url": URL, "queue": f"{name}.commands"},
+            "result_queue_info": published("results"),
+            "heartbeat_queue_info": published("heartbeats"),
+        }
+    )
+
+
+class Inboxes:
+    """Inboxes of one test, and what they took."""
+
+    def __init__(self, addresses: Addresses) -> None:
+        self.addresses = addresses
+        self.tasks: queue.Queue[TaskBatch] = queue.Queue()
+        self.commands: queue.Queue[Command] = queue.Queue()
+        self._started: list[Inbox] = []
+
+    def start(self, on_tasks: Callable[[TaskBatch], None] | None = None) -> Inbox:
+        inbox = Inbox(
+            self.addresses,
+            on_tasks=on_tasks or self.tasks.put,
+            on_command=self.commands.put,
+            on_unreachable=lambda: None,
+        )
+        inbox.start()
+        assert inbox.connected.wait(PATIENCE_S)
+        self._started.append(inbox)
+        return inbox
+
+    def stop(self) -> None:
+        for inbox in self._started:
+            inbox.stop()
+            inbox.join(PATIENCE_S)
+            assert not inbox.is_alive()
+
+
+@pytest.fixture
+def inboxes(addresses: Addresses) -> Iterator[Inboxes]:
+    inboxes = Inboxes(addresses)
+    yield inboxes
+    inboxes.stop()
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "journal.sqlite")
+
+
+def batch_of(task_id: str) -> TaskBatch:
+    return TaskBatch({"f": FunctionCode("code")}, [BatchedTask(task_id, "f", "payload")])
+
+
+def send(queue_name: str, message: Message | bytes) -> None:
+    with Connection(URL) as connection:
+        Producer(connection.channel()).publish(
+            message if isinstance(message, bytes) else encode(message),
+            routing_key=queue_name,
+            declare=[Queue(queue_name, durable=True)],
+            content_type="application/json",
+            content_encoding="utf-8",
+        )
+
+
+def text_of(task_id: str) -> str:
+    return json.dumps(write_result(value_of(task_id)))
+
+
+def value_of(task_id: str) -> Result:
+    return Result(task_id, f"value of {task_id}", task_statuses=[])
+
+
+def test_tasks_and_commands_arrive(inboxes: Inboxes) -> None:
+    inboxes.start()
+
+    send(inboxes.addresses.task_queue, batch_of("a"))
+    send(inboxes.addresses.command_queue, Command("stop", "enough"))
+
+    assert inboxes.tasks.get(timeout=PATIENCE_S) == batch_of("a")
+    assert inboxes.commands.get(timeout=PATIENCE_S) == Command("stop", "enough")
+
+
+@pytest.mark.parametrize("body", [b"garbage", b"", b'\x01{"message_type": "new", "data": {}}', encode(Command("stop"))])
+def test_what_cannot_be_read_is_set_aside_and_said(
+    inboxes: Inboxes, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    inboxes.start()
+
+    send(inboxes.addresses.task_queue, body)
+    send(inboxes.addresses.task_queue, batch_of("a"))
+
+    assert inboxes.tasks.get(timeout=PATIENCE_S) == batch_of("a")
+    assert "was set aside" in caplog.text
+
+
+def test_while_there_is_no_room_tasks_stay_in_the_broker_and_commands_come(inboxes: Inboxes) -> None:
+    inbox = inboxes.start()
+    inbox.pause()
+    send(inboxes.addresses.command_queue, Command("first"))
+    inboxes.commands.get(timeout=PATIENCE_S)
+
+    send(inboxes.addresses.task_queue, batch_of("a"))
+    send(inboxes.addresses.command_queue, Command("second"))
+    inboxes.commands.get(timeout=PATIENCE_S)
+    before = inboxes.tasks.qsize()
+    inbox.resume()
+
+    # One message may have been on its way already when the pause began.
+    assert before <= 1
+    assert inboxes.tasks.get(timeout=PATIENCE_S) == batch_of("a")
+
+
+def test_tasks_that_cannot_be_written_down_come_again(inboxes: Inboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: queue.Queue[TaskBatch] = queue.Queue()
+    failures = iter([sqlite3.OperationalError("database or disk is full")])
+
+    def take(batch: TaskBatch) -> None:
+        error = next(failures, None)
+        if error is not None:
+            raise error
+        taken.put(batch)
+
+    monkeypatch.setattr(mailbox, "DISK_PAUSE_S", 0.01)
+    inboxes.start(take)
+
+    send(inboxes.addresses.task_queue, batch_of("a"))
+
+    assert taken.get(timeout=PATIENCE_S) == batch_of("a")
+
+
+def test_commands_from_before_the_start_were_meant_for_somebody_else(inboxes: Inboxes) -> None:
+    send(inboxes.addresses.command_queue, Command("stop"))
+    inboxes.start()
+
+    send(inboxes.addresses.command_queue, Command("hello"))
+
+    assert inboxes.commands.get(timeout=PATIENCE_S) == Command("hello")
+
+
+class Reader:
+    """Reads what an outbox publishes."""
+
+    def __init__(self, address: Any) -> None:
+        exchange = Exchange(address.exchange, type="topic", durable=True)
+        self._connection = Connection(URL)
+        channel = self._connection.channel()
+        self._queue = Queue(address.queue, exchange, routing_key=f"*.{address.queue}", durable=True)(channel)
+        self._queue.declare()
+
+    def read(self) -> Message:
+        arrived: list[bytes] = []
+        self._queue.consume(consumer_tag="reader", no_ack=True, callback=lambda message: arrived.append(message.body))
+        while not arrived:
+            self._connection.drain_events(timeout=PATIENCE_S)
+        self._queue.cancel("reader")
+        return decode(bytes(arrived[0]))
+
+
+def test_results_go_out_and_are_then_marked_as_sent(addresses: Addresses, journal: Journal) -> None:
+    reader = Reader(addresses.results)
+    journal.accept(batch_of("a"))
+    outbox = Outbox(addresses, journal, on_unreachable=lambda: None)
+    outbox.start()
+    journal.finish([("a", text_of("a"))])
+    outbox.results_waiting()
+
+    sent = reader.read()
+    outbox.stop(timeout_s=PATIENCE_S)
+
+    assert sent == ResultBatch([value_of("a")])
+    assert journal.held() == []
+
+
+def test_what_an_earlier_agent_left_unsent_goes_out_first_thing(addresses: Addresses, journal: Journal) -> None:
+    reader = Reader(addresses.results)
+    journal.accept(batch_of("a"))
+    journal.finish([("a", text_of("a"))])
+
+    outbox = Outbox(addresses, journal, on_unreachable=lambda: None)
+    outbox.start()
+
+    assert reader.read() == ResultBatch([value_of("a")])
+    outbox.stop(timeout_s=PATIENCE_S)
+
+
+def test_a_report_replaces_one_that_still_waits_but_not_what_only_that_one_said(
+    addresses: Addresses, journal: Journal
+) -> None:
+    reader = Reader(addresses.heartbeats)
+    outbox = Outbox(addresses, journal, on_unreachable=lambda: None)
+    running, waiting = (
+        Transition(1, TaskState.RUNNING, "endpoint"),
+        Transition(2, TaskState.WAITING_FOR_NODES, "endpoint"),
+    )
+
+    outbox.send_report(StatusReport("e", {"n": 1}, {"a": [running]}))
+    outbox.send_report(StatusReport("e", {"n": 2}, {"b": [waiting]}, holds=["a", "b"]))
+    outbox.start()
+
+    assert reader.read() == StatusReport("e", {"n": 2}, {"a": [running], "b": [waiting]}, ["a", "b"])
+    outbox.stop(timeout_s=PATIENCE_S)
+
+
+def test_a_broker_that_is_gone_is_asked_for_again_and_the_agent_is_told(
+    journal: Journal, addresses: Addresses, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: queue.Queue[None] = queue.Queue()
+    monkeypatch.setattr(mailbox, "_LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(mailbox, "FAILURES_BEFORE_ASKING", 1)
+    monkeypatch.setattr(Outbox, "url", lambda self: "redis://127.0.0.1:9/0")
+    outbox = Outbox(addresses, journal, on_unreachable=lambda: told.put(None))
+
+    outbox.start()
+
+    told.get(timeout=PATIENCE_S)
+    assert "does not answer, trying again" in caplog.text
+    outbox.stop(timeout_s=PATIENCE_S)
+    outbox.join(PATIENCE_S)
+
+
+def test_results_are_put_together_as_the_wire_wants_them() -> None:
+    results = [Result("a", "value \ud800 é", task_statuses=[]), Result("b", "other", task_statuses=[])]
+
+    body = result_batch_body([json.dumps(write_result(result)) for result in results])
+
+    assert decode(body) == ResultBatch(results)
