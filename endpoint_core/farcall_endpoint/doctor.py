@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -16,6 +16,9 @@ from farcall.errors import FarcallError, ServiceUnavailable, Unauthenticated
 from . import directories, loading, pidfile, plugins
 from .pidfile import State
 from .service import Service
+
+#: How long the workers' Python may take to import what it needs; a shared file system can be slow.
+PROBE_TIMEOUT_S = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,7 @@ def examine(directory: Path, service: Callable[[], Service]) -> Iterator[Finding
     """Look at one thing after the other; each is yielded as soon as it is known."""
     yield _versions()
     yield from _configuration(directory)
-    yield _engine_programs()
+    yield _worker_environment()
     yield from _service(directory, service)
 
 
@@ -57,14 +60,30 @@ def _configuration(directory: Path) -> Iterator[Finding]:
         yield Finding("provider", False, str(error), remedy)
 
 
-def _engine_programs() -> Finding:
+def _worker_environment() -> Finding:
     # The agent puts the directory of its interpreter first, as is done here.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    missing = [name for name in ("interchange.py", "process_worker_pool.py") if shutil.which(name, path=path) is None]
-    if missing:
-        remedy = f"install Parsl where {sys.executable} is: {sys.executable} -m pip install --force-reinstall parsl"
-        return Finding("engine", False, f"{' and '.join(missing)} cannot be found in PATH", remedy)
-    return Finding("engine", True, "interchange.py and process_worker_pool.py are in PATH")
+    probe = "import farcall_endpoint.pool, dill, platform; print(platform.python_version(), 'dill', dill.__version__)"
+    try:
+        done = subprocess.run(
+            ["python3", "-P", "-c", probe],
+            env={**os.environ, "PATH": path},
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("workers", False, f"python3 cannot be run: {error}", "put Python 3.11 or newer in PATH")
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        return Finding(
+            "workers",
+            False,
+            f"python3 in PATH cannot import farcall_endpoint: {said}",
+            f"install it where the workers' python3 is: {sys.executable} -m pip install farcall-endpoint",
+        )
+    return Finding("workers", True, f"Python {done.stdout.strip()}")
 
 
 def _service(directory: Path, make_service: Callable[[], Service]) -> Iterator[Finding]:
