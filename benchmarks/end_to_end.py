@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -39,12 +40,35 @@ def noop(x):
     return x
 
 
+@dataclass
+class Loop:
+    """What is measured, and the processes of it that can be seen."""
+
+    service_url: str
+    token: str | None
+    endpoint_id: str
+    service_pid: int | None = None
+    agent_pid: int | None = None
+
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        """By role: this one, and where we started them ourselves, all others."""
+        found = {"client": [psutil.Process()]}
+        if self.service_pid is not None and self.agent_pid is not None:
+            service, agent = psutil.Process(self.service_pid), psutil.Process(self.agent_pid)
+            found |= {"service": [service], "broker": service.children(recursive=True), "agent": [agent]}
+            for child in agent.children(recursive=True):
+                role = "interchange" if "interchange" in " ".join(child.cmdline()) else "manager and workers"
+                found.setdefault(role, []).append(child)
+        return found
+
+
 @contextmanager
-def own_loop(workers: int) -> Iterator[tuple[str, str, str]]:
-    """A service and an endpoint in a temporary home. Yields service URL, token and endpoint id."""
+def own_loop(workers: int) -> Iterator[Loop]:
+    """A service and an endpoint in a temporary home."""
     with tempfile.TemporaryDirectory(prefix="farcall-benchmark-") as home:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FARCALL_")}
         environment |= {"FARCALL_HOME": home, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+        directory = Path(home, "benchmark")
 
         def endpoint(*arguments: str) -> None:
             subprocess.run([BIN / "farcall-endpoint", *arguments], env=environment, check=True, capture_output=True)
@@ -56,12 +80,13 @@ def own_loop(workers: int) -> Iterator[tuple[str, str, str]]:
             assert service.stdout is not None
             service.stdout.readline()
             endpoint("configure", "benchmark")
-            Path(home, "benchmark", "config.yaml").write_text(CONFIGURATION.format(workers=workers))
+            (directory / "config.yaml").write_text(CONFIGURATION.format(workers=workers))
             endpoint("start", "benchmark")
             try:
                 credentials = json.loads(Path(home, "credentials.json").read_text())
-                endpoint_id = json.loads(Path(home, "benchmark", "endpoint.json").read_text())["endpoint_id"]
-                yield credentials["service_url"], credentials["token"], endpoint_id
+                endpoint_id = json.loads((directory / "endpoint.json").read_text())["endpoint_id"]
+                agent_pid = json.loads((directory / "agent.pid").read_text())["pid"]
+                yield Loop(credentials["service_url"], credentials["token"], endpoint_id, service.pid, agent_pid)
             finally:
                 endpoint("stop", "benchmark")
         finally:
@@ -69,40 +94,11 @@ def own_loop(workers: int) -> Iterator[tuple[str, str, str]]:
             service.wait(timeout=30)
 
 
-def processes(home_marker: str | None) -> dict[str, list[psutil.Process]]:
-    """Our processes by role: this one, and those whose command line or environment shows that they belong to it."""
-    found: dict[str, list[psutil.Process]] = {"client": [psutil.Process()]}
-    if home_marker is None:
-        return found
-    for process in psutil.process_iter():
-        try:
-            if process.pid == os.getpid() or home_marker not in process.environ().get("FARCALL_HOME", ""):
-                continue
-            line = " ".join(process.cmdline())
-        except psutil.Error:
-            continue
-        found.setdefault(role_of(line), []).append(process)
-    return found
-
-
-def role_of(line: str) -> str:
-    for mark, role in (
-        ("valkey", "broker"),
-        ("farcall-webservice", "service"),
-        ("interchange", "interchange"),
-        ("process_worker_pool", "manager and workers"),
-        ("farcall-endpoint", "agent"),
-    ):
-        if mark in line:
-            return role
-    return "other"
-
-
 class Meter:
     """CPU seconds and peak memory of a set of processes, by role."""
 
-    def __init__(self, home_marker: str | None) -> None:
-        self._roles = processes(home_marker)
+    def __init__(self, roles: dict[str, list[psutil.Process]]) -> None:
+        self._roles = roles
         self.peak_mb: dict[str, float] = {}
         self._done = threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True)
@@ -146,17 +142,15 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def measure(
-    service_url: str, token: str | None, endpoint_id: str, options: argparse.Namespace, marker: str | None
-) -> None:
+def measure(loop: Loop, options: argparse.Namespace) -> None:
     from farcall import Client, Executor
 
-    client = Client(service_url=service_url, token=token)
-    with Executor(endpoint_id=endpoint_id, client=client) as executor:
+    client = Client(service_url=loop.service_url, token=loop.token)
+    with Executor(endpoint_id=loop.endpoint_id, client=client) as executor:
         for _ in range(50):
             executor.submit(noop, 0).result(timeout=120)
         wait([executor.submit(noop, i) for i in range(500)], timeout=120)
-        meter = Meter(marker)
+        meter = Meter(loop.processes())
 
         trips = [timed(lambda: executor.submit(noop, 0).result(timeout=120)) * 1e3 for _ in range(options.sequential)]
         print(
@@ -194,10 +188,10 @@ def main() -> None:
     if bool(options.service_url) != bool(options.endpoint):
         parser.error("--service-url and --endpoint go together")
     if options.service_url:
-        measure(options.service_url, os.environ.get("FARCALL_TOKEN"), options.endpoint, options, None)
+        measure(Loop(options.service_url, os.environ.get("FARCALL_TOKEN"), options.endpoint), options)
     else:
-        with own_loop(options.workers) as (service_url, token, endpoint_id):
-            measure(service_url, token, endpoint_id, options, "farcall-benchmark-")
+        with own_loop(options.workers) as loop:
+            measure(loop, options)
 
 
 if __name__ == "__main__":
