@@ -50,14 +50,16 @@ def test_the_shared_vocabulary_imports_the_standard_library_alone(name: str) -> 
     assert not foreign
 
 
-@pytest.mark.parametrize("path", modules_of("sdk/farcall"), ids=str)
+@pytest.mark.parametrize("path", modules_of("sdk/farcall"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_sdk_knows_neither_service_nor_endpoint(path: Path) -> None:
     strangers = {each for each in imports_of(path, "farcall") if ours(each) and not within(each, "farcall")}
 
     assert not strangers
 
 
-@pytest.mark.parametrize("path", modules_of("webservice/farcall_webservice"), ids=str)
+@pytest.mark.parametrize(
+    "path", modules_of("webservice/farcall_webservice"), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_the_service_takes_only_the_vocabulary_and_can_therefore_not_unpickle(path: Path) -> None:
     allowed = ("farcall_webservice", "farcall.wire", "farcall.errors")
     imported = set(imports_of(path, "farcall_webservice"))
@@ -69,7 +71,9 @@ def test_the_service_takes_only_the_vocabulary_and_can_therefore_not_unpickle(pa
     assert not picklers
 
 
-@pytest.mark.parametrize("path", modules_of("endpoint_core/farcall_endpoint"), ids=str)
+@pytest.mark.parametrize(
+    "path", modules_of("endpoint_core/farcall_endpoint"), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_the_endpoint_knows_neither_the_service_nor_any_provider_by_name(path: Path) -> None:
     allowed = ("farcall", "farcall_endpoint")
 
@@ -78,7 +82,7 @@ def test_the_endpoint_knows_neither_the_service_nor_any_provider_by_name(path: P
     assert not strangers
 
 
-@pytest.mark.parametrize("path", modules_of("providers"), ids=str)
+@pytest.mark.parametrize("path", modules_of("providers"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_provider_stands_on_what_strangers_may_use(path: Path) -> None:
     own = next(part for part in path.parts if part.startswith("farcall_provider_"))
 

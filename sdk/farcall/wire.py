@@ -216,7 +216,7 @@ def decode(body: bytes) -> Message:
     try:
         message: Message = reader(document["data"])
         return message
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise WireError(f"malformed {message_type!r} message: {type(error).__name__}: {error}") from error
 
 

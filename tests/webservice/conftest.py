@@ -124,6 +124,7 @@ class Service:
             broker_url="memory://",
             max_function_bytes=1000,
             max_payload_bytes=1000,
+            max_batch_bytes=5000,
             max_request_bytes=20_000,
             max_batch_tasks=20,
         )

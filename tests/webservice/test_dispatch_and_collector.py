@@ -15,7 +15,7 @@ from farcall import wire
 from farcall_webservice import queues
 from farcall_webservice.collector import Collector
 from farcall_webservice.database import Database
-from farcall_webservice.dispatch import TASKS_PER_MESSAGE, Dispatcher
+from farcall_webservice.dispatch import CHARACTERS_PER_MESSAGE, TASKS_PER_MESSAGE, Dispatcher
 from farcall_webservice.ledger import Ledger, Receipt
 from farcall_webservice.models import Endpoint, Function, User
 from farcall_webservice.valkey import Valkey
@@ -169,6 +169,67 @@ def test_messages_that_make_no_sense_are_set_aside_and_the_next_one_is_read(loop
 
     loop.wait_until(lambda: loop.state_of(task_id) == "success")
     assert loop.ledger.tasks([task_id])[0].outcome == "value"
+
+
+def test_a_result_that_cannot_be_written_fails_its_task_and_keeps_no_other_waiting(loop: Loop) -> None:
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    good, odd, unstorable = loop.submit(endpoint_id, 3).tasks[FUNCTION]
+    broken_details = {"a number that no database takes": 2**70}
+    failure = wire.ErrorDetails("RemoteExecutionError", "it failed")
+
+    loop.say(
+        endpoint_id,
+        queues.RESULTS,
+        wire.encode(
+            wire.ResultBatch(
+                [
+                    wire.Result(unstorable, "value", broken_details),
+                    wire.Result(odd, "bad name \udcff and \0", error_details=failure),
+                    wire.Result(good, "value"),
+                ]
+            )
+        ),
+    )
+
+    loop.wait_until(lambda: loop.state_of(good) == "success" and loop.state_of(unstorable) == "failed")
+    rows = {row.id: row for row in loop.ledger.tasks([odd, unstorable])}
+    assert rows[unstorable].error_code == "MALFORMED_RESULT"
+    assert rows[odd].outcome == "bad name \\udcff and \\x00"
+
+
+def test_a_report_that_cannot_be_noted_keeps_no_result_waiting(loop: Loop) -> None:
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    (task_id,) = loop.submit(endpoint_id).tasks[FUNCTION]
+
+    loop.say(endpoint_id, queues.HEARTBEATS, wire.encode(wire.StatusReport(endpoint_id, {"odd": 2**70})))
+    loop.say(endpoint_id, queues.RESULTS, wire.encode(wire.Result(task_id, "value")))
+
+    loop.wait_until(lambda: loop.state_of(task_id) == "success")
+
+
+def test_functions_with_much_code_do_not_travel_in_one_message(loop: Loop) -> None:
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    large = [str(uuid.uuid4()) for _ in range(3)]
+    with loop.database.writing() as connection:
+        connection.execute(
+            insert(Function),
+            [
+                {
+                    "id": each,
+                    "owner_id": OWNER,
+                    "name": "f",
+                    "code": "x" * (CHARACTERS_PER_MESSAGE - 10),
+                    "created_at": 0.0,
+                }
+                for each in large
+            ],
+        )
+
+    receipt = loop.ledger.submit(owner_id=OWNER, endpoint_id=endpoint_id, payloads={each: ["p", "p"] for each in large})
+    loop.dispatcher.send(receipt.outgoing)
+    batches = [batch for batch, _ in loop.take(endpoint_id, 3)]
+
+    assert [[*batch.functions] for batch in batches if isinstance(batch, wire.TaskBatch)] == [[each] for each in large]
 
 
 def test_a_heartbeat_is_noted_with_what_it_says(loop: Loop) -> None:

@@ -19,7 +19,12 @@ JSON = {"Content-Type": "application/json"}
 
 def test_the_version_is_a_text_or_all_that_clients_check(ada: Person) -> None:
     assert ada.get("/v2/version").done() == meta.VERSION
-    assert set(ada.get("/v2/version?service=all").done()) == {"api", "min_sdk_version", "min_ep_version"}
+    assert set(ada.get("/v2/version?service=all").done()) == {
+        "api",
+        "min_sdk_version",
+        "min_ep_version",
+        "min_farcall_version",
+    }
 
 
 def test_health_is_good_while_database_and_broker_answer(ada: Person) -> None:

@@ -133,10 +133,12 @@ def test_too_large_arguments_and_too_many_tasks_are_refused_with_the_limit(place
     large = place.try_to_submit({"tasks": {place.function_id: ["p", "x" * 1001]}})
     wide = place.try_to_submit({"tasks": {place.function_id: ["\u20ac" * 400]}})
     many = place.try_to_submit({"tasks": {place.function_id: ["p"] * 21}})
+    heavy = place.try_to_submit({"tasks": {place.function_id: ["x" * 900] * 6}})
 
     assert "1001" in large.refused(413, "TASK_PAYLOAD_TOO_LARGE")
     assert "1200" in wide.refused(413, "TASK_PAYLOAD_TOO_LARGE")
     assert "21 tasks" in many.refused(413, "BATCH_RUN_TOO_LARGE")
+    assert "5400" in heavy.refused(413, "BATCH_RUN_TOO_LARGE")
 
 
 def test_nothing_of_a_refused_request_is_kept(service: Service, ada: Person, place: Place, unknown_id: str) -> None:

@@ -35,7 +35,7 @@ class Request:
 
 @pytest.fixture
 def pool() -> Iterator[RequestThreads]:
-    pool = RequestThreads(most=2)
+    pool = RequestThreads(most=2, on_shutdown=lambda: None)
     yield pool
     pool.shutdown()
 
@@ -80,6 +80,17 @@ def test_threads_without_work_end_and_new_work_finds_new_ones(
         request = Request()
         pool.add_task(request)
         finished(request)
+
+
+def test_a_shutdown_first_ends_what_waits_for_something() -> None:
+    waiting = Request()
+    pool = RequestThreads(most=2, on_shutdown=waiting.release.set)
+    pool.add_task(waiting)
+    assert waiting.started.wait(TIMEOUT_S)
+
+    pool.shutdown(timeout=TIMEOUT_S)
+
+    assert waiting.done.is_set()
 
 
 def test_a_shutdown_lets_running_requests_end_and_cancels_those_in_line(pool: RequestThreads) -> None:

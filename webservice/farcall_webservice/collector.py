@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from kombu import Connection, Consumer, Message
 from sqlalchemy import bindparam, update
+from sqlalchemy.exc import OperationalError
 
 from farcall import wire
 from farcall.errors import WireError
@@ -27,8 +28,9 @@ from farcall_webservice.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
-#: A round ends after so many messages even if there are more.
+#: A round ends after so many messages, or bytes of them, even if there are more.
 MESSAGES_PER_ROUND = 300
+BYTES_PER_ROUND = 32 * 1024 * 1024
 #: How long a busy round looks for one more message.
 LINGER_S = 0.0005
 #: A message larger than this most likely holds many results.
@@ -94,7 +96,7 @@ class Collector:
             while not self._stopping.is_set():
                 # A short wait, because a stop cannot interrupt it.
                 _drain(connection, timeout=0.5)
-                while busy and self._received and len(self._received) < MESSAGES_PER_ROUND:
+                while busy and self._received and self._has_room():
                     if not _drain(connection, timeout=LINGER_S):
                         break
                 if self._received:
@@ -106,6 +108,10 @@ class Collector:
                             message.ack()
                     self._received.clear()
 
+    def _has_room(self) -> bool:
+        size = sum(len(message.body) for message in self._received)
+        return len(self._received) < MESSAGES_PER_ROUND and size < BYTES_PER_ROUND
+
     def _record(self, messages: Sequence[Message]) -> None:
         results: dict[str, list[wire.Result]] = defaultdict(list)
         reports: dict[str, list[wire.StatusReport]] = defaultdict(list)
@@ -114,7 +120,7 @@ class Collector:
             try:
                 content = wire.decode(_body(message))
             except WireError as error:
-                log.warning("set aside a message of %s: %s", sender or "an unknown sender", error)
+                log.warning("discarded a message of %s: %s", sender or "an unknown sender", error)
                 message.reject()
                 continue
             if isinstance(content, wire.Result):
@@ -124,12 +130,37 @@ class Collector:
             elif isinstance(content, wire.StatusReport) and content.endpoint_id == sender:
                 reports[sender].append(content)
             else:
-                log.warning("set aside a message of %s: a %s does not belong here", sender, type(content).__name__)
+                log.warning("discarded a message of %s: a %s does not belong here", sender, type(content).__name__)
                 message.reject()
         for sender, some in results.items():
-            self._waiting.wake(self._ledger.record_results(sender, some))
+            self._record_results(sender, some)
         for sender, said in reports.items():
-            self._note(sender, said)
+            try:
+                self._note(sender, said)
+            except OperationalError:
+                raise
+            except Exception:
+                # The next report comes in seconds; this one must not keep others' results waiting until then.
+                log.exception("a report of endpoint %s cannot be noted", sender)
+
+    def _record_results(self, sender: str, results: Sequence[wire.Result]) -> None:
+        try:
+            self._waiting.wake(self._ledger.record_results(sender, results))
+        except OperationalError:
+            # The database cannot be used now. All of it will come again.
+            raise
+        except Exception as error:
+            # One result that cannot be written must not keep all others from being.
+            if len(results) > 1:
+                for result in results:
+                    self._record_results(sender, [result])
+                return
+            log.exception("the result of task %s of endpoint %s cannot be written", results[0].task_id, sender)
+            reason = f"The endpoint sent a result that cannot be kept: {type(error).__name__}: {error}"
+            failure = wire.Result(
+                results[0].task_id, reason, error_details=wire.ErrorDetails("MALFORMED_RESULT", reason)
+            )
+            self._waiting.wake(self._ledger.record_results(sender, [failure]))
 
     def _note(self, endpoint_id: str, reports: Sequence[wire.StatusReport]) -> None:
         latest = reports[-1]
@@ -158,7 +189,7 @@ class Collector:
             lost += unaccounted.sent
         if lost:
             log.warning("sending %d tasks to endpoint %s again: it does not hold them", len(lost), endpoint_id)
-            self._dispatcher.send(self._ledger.resend(lost))
+            self._dispatcher.send_again(self._ledger.resend(lost))
 
 
 _HEARD_FROM = (

@@ -35,8 +35,10 @@ class ServiceConfig:
     max_function_bytes: int = 10 * MEGABYTE
     #: The packed arguments of one task.
     max_payload_bytes: int = 10 * MEGABYTE
-    #: The body of one request.
-    max_request_bytes: int = 10 * MEGABYTE
+    #: The packed arguments of all tasks of one request.
+    max_batch_bytes: int = 10 * MEGABYTE
+    #: The body of one request: more than the arguments in it, which grow on the way into JSON.
+    max_request_bytes: int = 16 * MEGABYTE
     #: Tasks in one request.
     max_batch_tasks: int = 10_000
     #: The longest that a request may wait for news.
@@ -112,6 +114,7 @@ _WHOLE_NUMBERS = {
     "port": 65535,
     "max_function_bytes": 1024 * MEGABYTE,
     "max_payload_bytes": 1024 * MEGABYTE,
+    "max_batch_bytes": 1024 * MEGABYTE,
     "max_request_bytes": 1024 * MEGABYTE,
     "max_batch_tasks": 100_000,
 }

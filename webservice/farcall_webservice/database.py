@@ -20,6 +20,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 
+from farcall.errors import ConfigurationError
+
 
 class Database:
     """Connections to the ledger's database, and its schema's version."""
@@ -30,15 +32,20 @@ class Database:
         self._write_lock: contextlib.AbstractContextManager[Any] = (
             threading.RLock() if self.is_sqlite else contextlib.nullcontext()
         )
-        self.engine: Engine = create_engine(
-            url,
-            json_serializer=lambda value: orjson.dumps(value).decode(),
-            json_deserializer=orjson.loads,
-            pool_size=20,
-            max_overflow=20,
-            pool_use_lifo=True,
-            pool_pre_ping=not self.is_sqlite,
-        )
+        try:
+            self.engine: Engine = create_engine(
+                url,
+                json_serializer=lambda value: orjson.dumps(value).decode(),
+                json_deserializer=orjson.loads,
+                pool_size=20,
+                max_overflow=20,
+                pool_use_lifo=True,
+                pool_pre_ping=not self.is_sqlite,
+            )
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                f"this database needs the module {error.name}: pip install 'farcall-webservice[postgres]'"
+            ) from error
         self._writer = self.engine.execution_options(farcall_writes=True)
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)

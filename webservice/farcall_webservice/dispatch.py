@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kombu import Connection, Queue
 from sqlalchemy import select
@@ -22,7 +22,7 @@ from farcall_webservice.models import Endpoint, Function
 
 log = logging.getLogger(__name__)
 
-#: A message holds at most this many tasks, and about this many characters of payload.
+#: A message holds at most this many tasks, and about this many characters of payload and code.
 TASKS_PER_MESSAGE = 1000
 CHARACTERS_PER_MESSAGE = 4 * 1024 * 1024
 #: So many functions' code is remembered.
@@ -67,6 +67,12 @@ class Dispatcher:
         with self._wake:
             if not self._backlog:
                 self._outgoing += [batch for batch in outgoing if batch.submission_id not in self._looked_up]
+            self._wake.notify()
+
+    def send_again(self, outgoing: Iterable[Outgoing]) -> None:
+        """Publish what was published before and has been lost. What is not published now is found missing again."""
+        with self._wake:
+            self._outgoing += outgoing
             self._wake.notify()
 
     def command(self, endpoint_id: str, command: wire.Command) -> None:
@@ -157,7 +163,7 @@ class Dispatcher:
             queue = queues.tasks_queue(endpoint_id).name
             codes = self._catalogue.codes({task.function_id for task in tasks})
             if self._catalogue.accepts_batches(endpoint_id):
-                for part in _parts(tasks):
+                for part in _parts(tasks, codes):
                     functions = {task.function_id: codes[task.function_id] for task in part}
                     publisher.publish(queue, wire.encode(wire.TaskBatch(functions, part)))
             else:
@@ -215,14 +221,20 @@ class _Catalogue:
         return wire.ACCEPTS_TASK_BATCH in (details.get("accepts") or ())
 
 
-def _parts(tasks: Sequence[wire.BatchedTask]) -> Iterator[list[wire.BatchedTask]]:
+def _parts(
+    tasks: Sequence[wire.BatchedTask], codes: Mapping[str, wire.FunctionCode]
+) -> Iterator[list[wire.BatchedTask]]:
     part: list[wire.BatchedTask] = []
+    functions: set[str] = set()
     characters = 0
     for task in tasks:
-        if part and (len(part) == TASKS_PER_MESSAGE or characters + len(task.payload) > CHARACTERS_PER_MESSAGE):
+        added = len(task.payload) + (0 if task.function_id in functions else len(codes[task.function_id].code))
+        if part and (len(part) == TASKS_PER_MESSAGE or characters + added > CHARACTERS_PER_MESSAGE):
             yield part
-            part, characters = [], 0
+            part, functions, characters = [], set(), 0
+            added = len(task.payload) + len(codes[task.function_id].code)
         part.append(task)
-        characters += len(task.payload)
+        functions.add(task.function_id)
+        characters += added
     if part:
         yield part

@@ -86,10 +86,9 @@ def serve(config: ServiceConfig) -> None:
             asyncore_use_poll=True,
             max_request_body_size=BODY_LIMIT_FACTOR * config.max_request_bytes,
             ident="farcall",
-            _dispatcher=RequestThreads(THREADS),
+            _dispatcher=RequestThreads(THREADS, on_shutdown=waiting.close),
         )
         running.callback(server.close)
-        running.callback(waiting.close)
         with contextlib.suppress(SystemExit):
             log.info("ready at %s", url)
             sys.stdout.write(f"Farcall is ready at {url} (documentation: {url}/docs)\n")

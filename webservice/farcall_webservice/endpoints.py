@@ -110,10 +110,11 @@ def get_endpoint(endpoint_id: str) -> dict[str, Any]:
         **texts,
         "multi_user": False,
         "public": row.public,
-        "endpoint_config": row.details.get("endpoint_config"),
+        # A configuration may hold what is nobody else's business, such as what it exports to its workers.
+        "endpoint_config": row.details.get("endpoint_config") if row.owner_id == g.caller.id else None,
         "user_config_template": row.details.get("user_config_template"),
         "user_config_schema": row.details.get("user_config_schema"),
-        "metadata": row.details,
+        "metadata": row.details if row.owner_id == g.caller.id else {},
     }
 
 

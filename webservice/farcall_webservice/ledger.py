@@ -151,7 +151,7 @@ class Ledger:
 
     # -- dispatching --------------------------------------------------------------------------------------------------
 
-    def undispatched(self, *, limit: int = 100) -> list[Outgoing]:
+    def undispatched(self, *, limit: int = 20) -> list[Outgoing]:
         """The oldest submissions whose message no broker has confirmed yet."""
         with self._database.reading() as connection:
             submission_ids = list(connection.execute(sql.UNDISPATCHED, {"limit": limit}).scalars())
@@ -328,7 +328,7 @@ def _ended(result: Result, number: int, now: float) -> dict[str, Any]:
         "lines": lines,
         "now": now,
         "number": number,
-        "data": result.data,
+        "data": _storable(result.data),
         "size": len(result.data) + len(result.exception_object or ""),
         "error": error.code[:100] if error is not None else None,
         "exception": result.exception_object,
@@ -358,6 +358,13 @@ def _earlier_receipt(connection: Connection, owner_id: str, key: str, digest: st
     for row in connection.execute(sql.TASKS_OF_SUBMISSION, {"submission": earlier.id}):
         ids[row.function_id].append(row.id)
     return Receipt(earlier.id, earlier.task_group_id, earlier.endpoint_id, ids)
+
+
+def _storable(text: str) -> str:
+    """What no database takes, lone surrogates and NUL, in the way in which Python writes it."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _line(state: str, at: float) -> str:

@@ -28,7 +28,13 @@ QUICKLY_S = 1.0
 #: Clients and agents older than these are not spoken with. Both are read by Globus Compute's programs too.
 OLDEST_SDK = OLDEST_ENDPOINT = "0.1.0"
 
-_VERSIONS = {"api": VERSION, "min_sdk_version": OLDEST_SDK, "min_ep_version": OLDEST_ENDPOINT}
+_VERSIONS = {
+    "api": VERSION,
+    "min_sdk_version": OLDEST_SDK,
+    "min_ep_version": OLDEST_ENDPOINT,
+    # Globus Compute's clients count their versions otherwise than ours, who look here.
+    "min_farcall_version": OLDEST_SDK,
+}
 _VERSION_ANSWER = {
     "oneOf": [
         {"type": "string"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from typing import Any
@@ -19,6 +20,8 @@ from farcall_webservice.errors import ApiError, forbidden, not_found
 from farcall_webservice.extensions import Services, services
 from farcall_webservice.fields import iso
 from farcall_webservice.models import Endpoint
+
+log = logging.getLogger(__name__)
 
 _DELETED_AT = select(Endpoint.deleted_at).where(Endpoint.id == bindparam("id"))
 
@@ -78,6 +81,7 @@ def delete(caller: Caller, endpoint_id: str) -> None:
         connection.execute(update(Endpoint).where(Endpoint.id == endpoint_id).values(deleted_at=time.time()))
     own.dispatcher.command(endpoint_id, Command("stop", "The endpoint was deleted."))
     fail_tasks_of_deleted(own, endpoint_id)
+    _delete_tasks_queue(own.config, endpoint_id)
 
 
 def fail_tasks_of_deleted(own: Services, endpoint_id: str) -> None:
@@ -142,3 +146,13 @@ def _declare_queues(config: ServiceConfig, endpoint_id: str) -> None:
             "The service cannot reach its broker now, so the endpoint cannot be registered: try again",
             {"Retry-After": "2"},
         ) from error
+
+
+def _delete_tasks_queue(config: ServiceConfig, endpoint_id: str) -> None:
+    """What is on it will not be run. The commands queue stays: the agent has yet to read that it is to stop."""
+    assert config.broker_url is not None
+    try:
+        with queues.connect(config.broker_url) as connection, connection.channel() as channel:
+            queues.tasks_queue(endpoint_id)(channel).delete()
+    except (OperationalError, OSError) as error:
+        log.warning("the queue of the deleted endpoint %s is still there: %s", endpoint_id, error)

@@ -65,6 +65,9 @@ class HealthAnswer(Schema):
 class LimitsAnswer(Schema):
     max_function_bytes = fields.Integer(required=True)
     max_payload_bytes = fields.Integer(required=True, metadata=_said("Of one task's packed arguments."))
+    max_batch_bytes = fields.Integer(
+        required=True, metadata=_said("Of the packed arguments of all tasks of a request.")
+    )
     max_request_bytes = fields.Integer(required=True, metadata=_said("Of a whole request's body."))
     max_batch_tasks = fields.Integer(required=True, metadata=_said("Tasks in one request."))
     max_wait_s = fields.Float(required=True, metadata=_said("The longest that a request is held for news."))

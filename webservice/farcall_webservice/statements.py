@@ -113,6 +113,8 @@ END_TASK = (
         changed_at=bindparam("now"),
         completed_at=bindparam("now"),
         result_seq=bindparam("number"),
+        # Nobody asks for the arguments of a task that has ended.
+        payload="",
         outcome=bindparam("data"),
         outcome_size=bindparam("size"),
         error_code=bindparam("error"),

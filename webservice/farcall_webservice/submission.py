@@ -70,12 +70,21 @@ def _check_limits(by_endpoint: Mapping[str, Payloads], config: ServiceConfig) ->
             "BATCH_RUN_TOO_LARGE",
             f"The request holds {count} tasks, the limit is {config.max_batch_tasks}: send them in several requests",
         )
+    # In characters, of which nearly all take one byte: what the arguments are is written in ASCII.
+    size = sum(len(text) for payloads in by_endpoint.values() for texts in payloads.values() for text in texts)
     for payloads in by_endpoint.values():
         for function_id, texts in payloads.items():
             for text in texts:
                 # A character takes at most four bytes, so that most need not be encoded to be measured.
                 if 4 * len(text) > config.max_payload_bytes:
                     _check_size(text, function_id, config)
+    if size > config.max_batch_bytes:
+        raise ApiError(
+            413,
+            "BATCH_RUN_TOO_LARGE",
+            f"The arguments of the request's {count} tasks take {size} bytes, the limit is {config.max_batch_bytes}: "
+            "send them in several requests",
+        )
 
 
 def _check_size(text: str, function_id: str, config: ServiceConfig) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,9 @@ class Request(Protocol):
 class RequestThreads:
     """Takes the place of Waitress's own dispatcher of requests to threads. Requests beyond ``most`` wait in line."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, *, on_shutdown: Callable[[], None]) -> None:
         self._most = most
+        self._on_shutdown = on_shutdown
         self._lock = threading.Lock()
         self._count = 0
         self._line: deque[Request] = deque()
@@ -49,7 +51,11 @@ class RequestThreads:
                 self._line.append(request)
 
     def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> bool:
-        """End the threads when they have answered what they are at; after ``timeout`` seconds give up on them."""
+        """End the threads when they have answered what they are at; after ``timeout`` seconds give up on them.
+
+        ``on_shutdown`` is called first, to have an end of those that wait for something.
+        """
+        self._on_shutdown()
         with self._lock:
             self._closed = True
             pending, self._line = self._line, deque()

@@ -172,7 +172,11 @@ class Valkey:
             if self._stopping.is_set():
                 return
             pause = min(2 * pause, LONGEST_PAUSE_S)
-            self._launch()
+            try:
+                self._launch()
+            except OSError as error:
+                # A full disk, or no process to be had: the ended one is found ended again, and the next try follows.
+                log.error("the broker cannot be started: %s", error)
 
 
 def _server_program() -> Path:
