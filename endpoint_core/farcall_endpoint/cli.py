@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from farcall.config import home
-from farcall.errors import ConfigurationError, FarcallError, NotFound
+from farcall.errors import ConfigurationError, FarcallError, NotFound, Unauthenticated
 
 from . import directories, pidfile, showing
 from .directories import DEFAULT_NAME
@@ -31,7 +32,13 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except FarcallError as error:
             _complain(str(error))
+            if isinstance(error, Unauthenticated):
+                _complain("A token is kept by: farcall-endpoint login")
             raise typer.Exit(exit_code_of(error)) from error
+        except OSError as error:
+            # A full or read-only disk, most likely; the sentence names the file.
+            _complain(str(error))
+            raise typer.Exit(os.EX_IOERR) from error
 
 
 app = typer.Typer(
@@ -216,8 +223,10 @@ def login(
     """Keep a service's address and a token for it, once the service has accepted them."""
     from .service import log_in
 
-    # Asked for without echo: a token on the command line is seen in the list of processes.
-    url, caller = log_in(service_url, token or typer.prompt("Token", hide_input=True))
+    # Asked for without echo, or read from a pipe: a token on the command line is seen in the list of processes.
+    if token is None:
+        token = typer.prompt("Token", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline().strip()
+    url, caller = log_in(service_url, token)
     typer.echo(f"Logged in to {url} as {caller['name']}.")
 
 

@@ -416,3 +416,7 @@ def test_a_wrong_filter_is_named(ada: Person, query: str) -> None:
 
 def test_results_over_amqp_are_declined_in_words(ada: Person) -> None:
     assert "GET /v2/taskgroup" in ada.get("/v2/get_amqp_result_connection_url").refused(409, "AMQP_NOT_AVAILABLE")
+
+
+def test_a_filter_that_does_not_exist_is_refused_instead_of_listing_everything(ada: Person) -> None:
+    assert "endpoint" in ada.get("/v2/tasks?endpoint=mine").refused(422, "SEMANTICALLY_INVALID")

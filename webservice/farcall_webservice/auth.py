@@ -73,7 +73,9 @@ def create_token(
 ) -> tuple[str, str]:
     """A new token of a user: its id and the secret, which is not kept and cannot be shown again."""
     if expires_days is not None and not 0 < expires_days <= 36_500:
-        raise ConfigurationError(f"a token cannot expire after {expires_days:g} days: name a number from 0 to 36500")
+        raise ConfigurationError(
+            f"a token cannot expire after {expires_days:g} days: name more than 0, and at most 36500"
+        )
     now = time.time()
     token_id, secret = str(uuid.uuid4()), TOKEN_PREFIX + secrets.token_urlsafe(32)
     with database.writing() as connection:

@@ -190,7 +190,7 @@ def _clear_errors() -> Iterator[None]:
     """What the user can mend is a sentence, not a traceback."""
     try:
         yield
-    except (ConfigurationError, PermissionError, FileExistsError, NotADirectoryError) as error:
+    except (ConfigurationError, OSError) as error:
         _end(str(error))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import flask
 import marshmallow as ma
@@ -45,6 +45,9 @@ class IdConverter(UnicodeConverter):
 
 class _Parser(FlaskParser):
     """Reads requests; whatever is wrong with one ends in the service's own error document."""
+
+    # What is done with unknown keys is each schema's own to say.
+    DEFAULT_UNKNOWN_BY_LOCATION: ClassVar[dict[str, str | None]] = {"headers": ma.EXCLUDE}
 
     def _raw_load_json(self, req: flask.Request) -> Any:
         if not req.is_json:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from marshmallow import EXCLUDE, Schema, fields
+from marshmallow import EXCLUDE, RAISE, Schema, fields
 from marshmallow.validate import Length, OneOf, Range, Regexp
 
 from farcall.wire import TaskState
@@ -46,6 +46,10 @@ class ErrorSchema(Schema):
 
 
 class PageQuery(RequestSchema):
+    class Meta:
+        # Without the filter whose name was mistyped, a listing would show everything.
+        unknown = RAISE
+
     limit = fields.Integer(load_default=100, validate=Range(1, 1000), metadata=_said("At most so many in one answer."))
 
 
