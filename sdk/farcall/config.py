@@ -27,7 +27,8 @@ def home(environment: Mapping[str, str] | None = None) -> Path:
     """The directory of everything that Farcall keeps for this user."""
     environment = os.environ if environment is None else environment
     named = environment.get("FARCALL_HOME")
-    return Path(named).expanduser() if named else Path.home() / ".farcall"
+    # Absolute, so that it stays the same directory for a program that changes its own.
+    return Path(named).expanduser().absolute() if named else Path.home() / ".farcall"
 
 
 def credentials_path() -> Path:

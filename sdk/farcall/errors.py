@@ -26,6 +26,14 @@ class FarcallError(Exception):
     """The root of everything that Farcall raises on purpose."""
 
 
+def described(error: BaseException) -> str:
+    """Its class and what it says; the class alone where its own code fails to say it."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # the exception's own class decides what may happen here
+        return type(error).__name__
+
+
 class WireError(FarcallError, ValueError):
     """A message or packed buffer that is not one."""
 

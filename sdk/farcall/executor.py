@@ -146,10 +146,10 @@ class Executor(concurrent.futures.Executor):
         futures = [FarcallFuture(task["id"]) for task in listed]
         for future in futures:
             future.set_running_or_notify_cancel()
-            self._keep(future)
         watcher = watcher_for(self.client.transport, group_id)
-        watcher.claim({str(future.task_id): (future, self._serializer.deserialize) for future in futures})
-        watcher.replay()
+        watcher.reload({str(future.task_id): (future, self._serializer.deserialize) for future in futures})
+        for future in futures:
+            self._keep(future)
         return futures
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

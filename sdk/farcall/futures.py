@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, InvalidStateError
@@ -9,6 +10,8 @@ from typing import Any, NoReturn
 
 from farcall.errors import FarcallError
 from farcall.outcomes import Outcome
+
+log = logging.getLogger(__name__)
 
 
 class FarcallFuture(Future[Any]):
@@ -28,7 +31,7 @@ class FarcallFuture(Future[Any]):
         raise TypeError("a future cannot be sent to an endpoint: send its result()")
 
     def settle(self, outcome: Outcome) -> None:
-        """Give it its end; the first one stays."""
+        """Give it its end; the first one stays. Never raises: other futures may wait for their turn."""
         try:
             if outcome.error is not None:
                 self.set_exception(outcome.error)
@@ -36,6 +39,8 @@ class FarcallFuture(Future[Any]):
                 self.set_result(outcome.value)
         except InvalidStateError:
             pass
+        except BaseException:  # what the class Future lets through of its callbacks: SystemExit and the like
+            log.exception("a callback of task %s raised", self.task_id)
 
 
 def abandon_in_child(futures: Iterable[FarcallFuture]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from farcall.errors import DeserializationError, TaskExecutionFailed
+from farcall.errors import DeserializationError, TaskExecutionFailed, described
 from farcall.serialize import deserialize_exception
 from farcall.wire import FINAL_STATES
 
@@ -28,14 +30,17 @@ def is_done(document: Mapping[str, Any]) -> bool:
 
 
 def outcome_of(document: Mapping[str, Any], deserialize: Callable[[str], Any]) -> Outcome:
-    """What a done task's document says. Never raises: what cannot be loaded here is an error like any other."""
-    if "result" not in document:
-        return Outcome(error=_error_of(document))
+    """What a done task's document says. What cannot be loaded here is an error like any other, however it fails."""
     try:
-        return Outcome(deserialize(document["result"]))
-    except DeserializationError as error:
+        if "result" in document:
+            return Outcome(deserialize(document["result"]))
+        return Outcome(error=_error_of(document, deserialize))
+    except BaseException as error:  # loading runs the user's code, which may raise anything, SystemExit too
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise  # somebody pressed Ctrl-C
+        why = str(error) if isinstance(error, DeserializationError) else described(error)
         hint = _version_hint(document.get("details") or {})
-        return Outcome(error=DeserializationError(f"the result of task {document.get('task_id')}: {error}{hint}"))
+        return Outcome(error=DeserializationError(f"the result of task {document.get('task_id')}: {why}{hint}"))
 
 
 def readable(document: Mapping[str, Any], deserialize: Callable[[str], Any]) -> dict[str, Any]:
@@ -69,12 +74,12 @@ class Pending(str):
     __hash__ = str.__hash__
 
 
-def _error_of(document: Mapping[str, Any]) -> BaseException:
+def _error_of(document: Mapping[str, Any], deserialize: Callable[[str], Any]) -> Exception:
     """The original exception where it can be rebuilt, with the remote traceback as its cause."""
     text = document.get("exception") or document.get("reason") or f"the task ended as {document.get('status')!r}"
     failed = TaskExecutionFailed(str(text), str(document.get("completion_t") or "0"))
     serialised = document.get("exception_object")
-    original = deserialize_exception(serialised) if serialised else None
+    original = deserialize_exception(serialised, deserialize) if serialised else None
     if original is None:
         return failed
     original.__cause__ = failed
@@ -89,10 +94,12 @@ def _version_hint(details: Mapping[str, Any]) -> str:
     endpoint_id = str(details.get("endpoint_id"))
     if endpoint_id not in _warned:
         _warned.add(endpoint_id)
-        warnings.warn(
-            f"A result of endpoint {endpoint_id} could not be loaded.{hint} "
-            "Use the same minor version on both sides, or return plain data.",
-            UserWarning,
-            stacklevel=2,
-        )
+        # Where warnings are errors, the one that has the hint is error enough.
+        with suppress(UserWarning):
+            warnings.warn(
+                f"A result of endpoint {endpoint_id} could not be loaded.{hint} "
+                "Use the same minor version on both sides, or return plain data.",
+                UserWarning,
+                stacklevel=2,
+            )
     return hint

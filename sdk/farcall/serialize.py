@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 from farcall import wire
-from farcall.errors import DeserializationError, SerializationError
+from farcall.errors import DeserializationError, SerializationError, described
 from farcall.strategies import (
     STRATEGIES,
     AllCodeStrategies,
@@ -157,7 +157,7 @@ def deserialize(text: str) -> Any:
         raise
     except Exception as error:  # loading runs the user's code, which may raise anything
         raise DeserializationError(
-            f"{type(strategy).__name__} text cannot be loaded here: {type(error).__name__}: {error}"
+            f"{type(strategy).__name__} text cannot be loaded here: {described(error)}"
         ) from error
 
 
@@ -190,14 +190,14 @@ def serialize_exception(error: BaseException) -> str | None:
         return None
 
 
-def deserialize_exception(text: str) -> Exception | None:
-    """The exception of a text; None where it cannot be rebuilt here.
+def deserialize_exception(text: str, load: Callable[[str], Any] = deserialize) -> Exception | None:
+    """The exception of a text, read by ``load``; None where it cannot be rebuilt here or ``load`` does not allow it.
 
     What would end the program, such as SystemExit, is not brought back either: that was the worker's end, not ours.
     """
     try:
-        error = _DILL_DATA.deserialize(text)
-    except Exception:  # the exception's own class decides what may happen here
+        error = load(text)
+    except (Exception, SystemExit):  # the exception's own class decides what may happen here
         return None
     return error if isinstance(error, Exception) else None
 
@@ -209,9 +209,7 @@ def _write(strategy: Strategy, value: Any) -> str:
         raise
     except Exception as error:  # pickling asks the value's own methods, which may raise anything
         name = (callable(value) and getattr(value, "__name__", None)) or type(value).__name__
-        raise SerializationError(
-            f"{name!r} cannot be sent ({type(strategy).__name__}): {type(error).__name__}: {error}"
-        ) from error
+        raise SerializationError(f"{name!r} cannot be sent ({type(strategy).__name__}): {described(error)}") from error
 
 
 def _allowed(named: Iterable[Strategylike] | None) -> frozenset[type[Strategy]]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 from farcall import pickling
-from farcall.errors import DeserializationError, SerializationError, WireError
+from farcall.errors import DeserializationError, SerializationError, WireError, described
 from farcall.source import function_from_source, self_contained_source
 from farcall.wire import pack_buffers, unpack_buffers
 
@@ -256,7 +256,7 @@ def first_that_loads(parts: Iterable[str]) -> Any:
             return strategy_of(part).deserialize(part)
         except Exception as error:  # loading runs the user's code, which may raise anything
             name = type(_BY_IDENTIFIER.get(part[:IDENTIFIER_LENGTH])).__name__
-            failures.append(f"{name}: {type(error).__name__}: {error}")
+            failures.append(f"{name}: {described(error)}")
     raise DeserializationError("; ".join(failures) or "nothing is there to be loaded")
 
 
@@ -272,7 +272,7 @@ def _each_that_works(ways: Iterable[type[Strategy]], value: Any) -> list[str]:
         try:
             parts.append(way().serialize(value))
         except Exception as error:  # each way has its own reasons; one that works is enough
-            failures.append(f"{way.__name__}: {error}")
+            failures.append(f"{way.__name__}: {described(error)}")
     if not parts:
         raise SerializationError("; ".join(failures))
     return parts

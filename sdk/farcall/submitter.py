@@ -61,7 +61,7 @@ class Submission:
     deserialize: Callable[[str], Any]
 
     def fail(self, error: BaseException) -> None:
-        self.future.settle(Outcome(error=error))
+        self.future.settle(Outcome(error=_own_copy(error)))
 
     @property
     def function_id(self) -> str:
@@ -169,7 +169,11 @@ class Submitter:
                     return
                 taken = list(self._take())
                 self._in_flight = len(taken)
-            self._send(taken)
+            try:
+                self._send(taken)
+            except BaseException as error:  # the thread must go on: later submissions depend on it
+                log.exception("not all of %d tasks could be sent", len(taken))
+                _fail_unsent(taken, error)
             del taken  # not to keep the last batch's futures while waiting for the next
 
     def _take(self) -> Iterator[Submission]:
@@ -201,7 +205,7 @@ class Submitter:
                 except Exception as error:  # the thread must go on: later submissions depend on it
                     failures[function] = error
             if function in failures:
-                submission.fail(copy.copy(failures[function]))
+                submission.fail(failures[function])
             else:
                 ready.append(submission)
         return ready
@@ -222,7 +226,7 @@ class Submitter:
             except Exception as error:  # the thread must go on: later submissions depend on it
                 log.exception("%d tasks could not be sent", len(submissions))
                 for submission in submissions:
-                    submission.fail(copy.copy(error))
+                    submission.fail(error)
 
     def _post(self, options: Options, by_function: dict[str, list[Submission]], group_id: str | None) -> Any:
         body: dict[str, Any] = {
@@ -268,9 +272,23 @@ class Submitter:
             parts = [submissions[:middle], submissions[middle:]]
         if not parts:
             for submission in submissions:
-                submission.fail(copy.copy(error))
+                submission.fail(error)
         for part in parts:
             self._submit(options, part)
+
+
+def _fail_unsent(submissions: Iterable[Submission], error: BaseException) -> None:
+    for submission in submissions:
+        if submission.future.task_id is None:
+            submission.fail(error)
+
+
+def _own_copy(error: BaseException) -> BaseException:
+    """One for each future, as raising it adds to its traceback; the same one where its class cannot be copied."""
+    try:
+        return copy.copy(error)
+    except Exception:  # the exception's own class decides what may happen here
+        return error
 
 
 def _at_exit() -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,8 @@ _PATIENCE_S = 20
 _PAGE = 1000
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 10.0
+#: How long a thread without work is kept for the next submit.
+_IDLE_S = 10.0
 
 #: A future, and how its result is read.
 Waiting = tuple[FarcallFuture, Callable[[str], Any]]
@@ -39,14 +41,18 @@ def watcher_for(transport: Transport, group_id: str) -> GroupWatcher:
 class GroupWatcher:
     """Brings the results of one task group to whoever waits for them.
 
-    Its thread asks the service only while something is awaited.
+    Its thread asks the service only while something is awaited, and ends when nothing was for a while. The watcher
+    itself stays, because it knows how far the group's results have been read.
     """
 
     def __init__(self, transport: Transport, group_id: str) -> None:
         self._transport = transport
         self._path = f"/v2/taskgroup/{group_id}/results"
         self._changed = threading.Condition()
+        #: The future of each task that was submitted here.
         self._waiting: dict[str, Waiting] = {}
+        #: Those that were made for tasks afterwards, any number for each.
+        self._reloaded: dict[str, list[Waiting]] = {}
         #: Requests under way whose answers will name tasks of this group.
         self._announced = 0
         #: Results of tasks that nobody has claimed yet, kept while such a request is under way.
@@ -69,7 +75,7 @@ class GroupWatcher:
                     self._unclaimed.clear()
 
     def claim(self, waiting: dict[str, Waiting]) -> None:
-        """Bring the results of these tasks, by id, to these futures."""
+        """Bring the results of these tasks, by id, to these futures: the ones that submitting them gave."""
         with self._changed:
             early = [
                 (self._unclaimed.pop(task_id), waiting[task_id]) for task_id in waiting if task_id in self._unclaimed
@@ -80,18 +86,45 @@ class GroupWatcher:
             self._start()
         _settle(early)
 
-    def replay(self) -> None:
-        """Go through the group's results from the first: those that came before their futures were claimed."""
+    def reload(self, waiting: Mapping[str, Waiting]) -> None:
+        """As :meth:`claim`, for tasks of any age. What was read before is read again, here and now.
+
+        If that fails nothing is waited for.
+        """
+        with self._changed:
+            for task_id, one in waiting.items():
+                self._reloaded.setdefault(task_id, []).append(one)
+            self._start()
+        try:
+            self._replay()
+        except BaseException:
+            self._drop(waiting)
+            raise
+
+    def abandon_in_child(self) -> None:
+        abandon_in_child(future for future, _ in self._everybody())
+
+    def _everybody(self) -> Iterator[Waiting]:
+        yield from self._waiting.values()
+        for several in self._reloaded.values():
+            yield from several
+
+    def _replay(self) -> None:
+        """Go through the group's results from the first up to where the thread is."""
         cursor = 0
         while cursor < self._cursor:
             answer = self._ask(cursor, wait_s=0)
             if answer["cursor"] <= cursor:
                 return
             cursor = answer["cursor"]
-            self._deliver(answer["results"])
+            self._deliver(answer["results"], cursor)
 
-    def abandon_in_child(self) -> None:
-        abandon_in_child(future for future, _ in self._waiting.values())
+    def _drop(self, waiting: Mapping[str, Waiting]) -> None:
+        with self._changed:
+            for task_id, one in waiting.items():
+                left = [other for other in self._reloaded.pop(task_id, ()) if other is not one]
+                if left:
+                    self._reloaded[task_id] = left
 
     def _start(self) -> None:
         self._changed.notify()
@@ -104,16 +137,16 @@ class GroupWatcher:
         pause_s = _FIRST_PAUSE_S
         while True:
             with self._changed:
-                while not self._waiting and not self._announced:
-                    self._changed.wait()
+                if not self._changed.wait_for(self._is_needed, _IDLE_S):
+                    self._thread = None
+                    return
             try:
-                answer = self._ask(self._cursor, wait_s=_WAIT_S)
-                self._deliver(answer["results"])
-                self._cursor = answer["cursor"]
+                answer = self._ask(self._cursor, wait_s=_WAIT_S, retry_for_s=0)
+                self._deliver(answer["results"], answer["cursor"])
                 pause_s = _FIRST_PAUSE_S
             except ServiceUnavailable as error:
                 if pause_s == _FIRST_PAUSE_S:
-                    log.warning("%s; %d results are awaited, trying again until it answers", error, len(self._waiting))
+                    log.warning("%s; %d results are awaited, trying again until it answers", error, self._awaited())
                 time.sleep(pause_s)
                 pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
             except ServiceError as error:
@@ -122,31 +155,44 @@ class GroupWatcher:
                 log.exception("results of %s could not be taken; trying again", self._path)
                 time.sleep(_LONGEST_PAUSE_S)
 
-    def _ask(self, cursor: int, *, wait_s: int) -> Any:
+    def _is_needed(self) -> bool:
+        return bool(self._waiting or self._reloaded or self._announced)
+
+    def _awaited(self) -> int:
+        return len(self._waiting) + len(self._reloaded)
+
+    def _ask(self, cursor: int, *, wait_s: int, retry_for_s: float | None = None) -> Any:
         return self._transport.get(
             self._path,
             params={"after": cursor, "wait": wait_s, "limit": _PAGE},
             timeout_s=wait_s + _PATIENCE_S,
-            retry_for_s=0,
+            retry_for_s=retry_for_s,
         )
 
-    def _deliver(self, documents: Iterable[dict[str, Any]]) -> None:
-        ready = []
+    def _deliver(self, documents: Iterable[dict[str, Any]], cursor: int) -> None:
+        """Hand out what came; ``cursor`` is the place of the last in the group."""
+        by_id = {document["task_id"]: document for document in documents}
+        ready: list[tuple[dict[str, Any], Waiting]] = []
         with self._changed:
-            for document in documents:
-                waiting = self._waiting.pop(document["task_id"], None)
-                if waiting is not None:
-                    ready.append((document, waiting))
+            for task_id, document in by_id.items():
+                ready.extend((document, waiting) for waiting in self._reloaded.pop(task_id, ()))
+                submitted = self._waiting.pop(task_id, None)
+                if submitted is not None:
+                    ready.append((document, submitted))
                 elif self._announced:
-                    self._unclaimed[document["task_id"]] = document
+                    self._unclaimed[task_id] = document
+            # In the same moment: whoever comes after it reads these results again. It only grows, as a replay may
+            # overtake the thread.
+            self._cursor = max(self._cursor, cursor)
         _settle(ready)
 
     def _give_up(self, error: ServiceError) -> None:
         """The service will not tell this caller: the token was revoked, or the group is gone."""
         with self._changed:
-            waiting, self._waiting = self._waiting, {}
+            waiting = list(self._everybody())
+            self._waiting, self._reloaded = {}, {}
         log.warning("results are no longer to be had: %s", error)
-        for future, _ in waiting.values():
+        for future, _ in waiting:
             future.settle(Outcome(error=error))
         if not waiting:
             # Only a submit is under way; its own answer will say what is wrong.
@@ -155,7 +201,11 @@ class GroupWatcher:
 
 def _settle(ready: Iterable[tuple[dict[str, Any], Waiting]]) -> None:
     for document, (future, deserialize) in ready:
-        future.settle(outcome_of(document, deserialize))
+        try:
+            outcome = outcome_of(document, deserialize)
+        except BaseException as error:  # Ctrl-C, or a document that is none: the others get theirs all the same
+            outcome = Outcome(error=error)
+        future.settle(outcome)
 
 
 _watchers: dict[tuple[str, str | None, str], GroupWatcher] = {}

@@ -24,6 +24,8 @@ from farcall.wire import unpack_buffers
 
 ENDPOINT = "4b116d3c-1703-4f8f-9f6f-39921e5864df"
 TOKEN = "fc_token"
+#: As the service says them.
+VERSIONS = {"api": "0.1.0", "min_sdk_version": "0.1.0", "min_ep_version": "0.1.0", "min_farcall_version": "0.1.0"}
 Answer = tuple[int, Any]
 
 
@@ -65,6 +67,10 @@ class ScriptedService:
     def submits(self) -> list[Seen]:
         return self.requests("POST", "/v3/endpoints/.*/submit")
 
+    def wait_for_tasks(self, number: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.tasks) >= number, 30)
+
     def run_all(self) -> None:
         """Run what waits, as a worker would, in its order."""
         with self.changed:
@@ -104,7 +110,7 @@ class ScriptedService:
 
     def _routes(self) -> list[tuple[str, str, Callable[..., Answer]]]:
         return [
-            ("GET", "/v2/version", lambda seen: (200, {"api": "1", "min_sdk_version": "1", "min_ep_version": "1"})),
+            ("GET", "/v2/version", lambda seen: (200, VERSIONS if seen.query.get("service") == "all" else "0.1.0")),
             ("POST", "/v3/functions", self._register),
             ("POST", "/v3/endpoints/([^/]+)/submit", self._submit),
             ("GET", "/v2/tasks/([^/]+)", self._task),
@@ -139,6 +145,7 @@ class ScriptedService:
                         "function_id": function_id,
                         "payload": payload,
                     }
+            self.changed.notify_all()
         answer = {"request_id": key, "task_group_id": group_id, "endpoint_id": endpoint_id, "tasks": ids}
         self.answered_keys[key] = answer
         if not self.paused:

@@ -237,7 +237,9 @@ def test_the_results_of_a_group_can_be_had_at_once(service: Any, gcc: Client, en
 
 
 def test_a_service_that_needs_a_newer_client_says_which(service: Any) -> None:
-    service.script = lambda seen: (200, {"min_farcall_version": "99.1"})
+    client = service.client()
+    _, versions = service.answer(service.seen[-1])
+    service.script = lambda seen: (200, {**versions, "min_farcall_version": "99.1"})
 
     with pytest.raises(VersionMismatch, match=r"needs farcall 99\.1 or newer"):
-        service.client()
+        client.version_check()

@@ -37,6 +37,13 @@ def test_the_stored_token_goes_to_no_other_service() -> None:
     assert config.load("http://localhost:5001").token == "fc_file"
 
 
+def test_a_relative_home_is_below_the_directory_of_the_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FARCALL_HOME", "elsewhere")
+
+    assert config.home() == tmp_path / "elsewhere"
+
+
 def test_a_damaged_file_is_named_with_what_to_do() -> None:
     config.write_credentials("http://127.0.0.1:5001", "fc_file")
     config.credentials_path().write_text("{")

@@ -74,8 +74,7 @@ def test_the_parents_futures_fail_in_the_child_and_live_on_in_the_parent(service
             assert called == []
 
         in_child(work)
-        while not service.tasks:
-            pass
+        service.wait_for_tasks(1)
         service.run_all()
         assert future.result(timeout=30) == 4
 
