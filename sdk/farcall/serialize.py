@@ -6,6 +6,7 @@ ways. Loading runs code that the text brings along: only load what your own task
 
 from __future__ import annotations
 
+import base64
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
@@ -13,6 +14,7 @@ from typing import Any, cast
 from farcall import wire
 from farcall.errors import DeserializationError, SerializationError, described
 from farcall.strategies import (
+    IDENTIFIER_LENGTH,
     STRATEGIES,
     AllCodeStrategies,
     AllDataStrategies,
@@ -62,6 +64,11 @@ _DILL_DATA = DillDataBase64()
 _DEFAULT_CODE = DefaultCode()
 #: Identifiers whose body is pickled and so tied to the minor version of Python that wrote it.
 _PICKLED_CODE = (DillCode.identifier, PickleCode.identifier)
+_ONLY_BYTECODE = (
+    " Its bytecode means nothing to another version, and its source does not stand by itself: it is a lambda, is "
+    "decorated, was typed at a prompt, or uses names from outside. Use that version of Python on both sides, or put it "
+    "into a file as a plain def that imports and defines all it needs."
+)
 
 
 class Serializer:
@@ -165,20 +172,25 @@ def deserialize_function(code: str, python_version: str | None = None) -> Callab
     """The function of one code buffer, by the way most likely to work here.
 
     ``python_version`` is the writer's, such as ``3.11.7``. Pickled code comes first where the minor version is the same
-    or not known, because it alone is the whole function; otherwise the source comes first. What fails gives way to the
-    next; if all fail the error names every attempt.
+    or not known, because it alone is the whole function; otherwise the source comes first, and bytecode is refused: an
+    interpreter that runs another version's may crash, or worse, compute something. What fails gives way to the next; if
+    all fail the error names every attempt.
     """
-    other_version = (
-        python_version is not None and _minor(python_version) != f"{sys.version_info[0]}.{sys.version_info[1]}"
-    )
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    other_version = python_version is not None and _minor(python_version) != here
     parts = sorted(parts_of(code), key=lambda part: part.startswith(_PICKLED_CODE) == other_version)
+    if other_version:
+        parts = [part for part in parts if not _holds_bytecode(part)]
     try:
         return cast("Callable[..., Any]", first_that_loads(parts))
     except DeserializationError as error:
-        hint = ""
-        if other_version:
-            hint = f" It was written by Python {python_version}, this is {sys.version.split()[0]}."
-        raise DeserializationError(f"the function cannot be loaded here: {error}.{hint}") from error
+        if not other_version:
+            raise DeserializationError(f"the function cannot be loaded here: {error}.") from error
+        hint = "" if any(not part.startswith(_PICKLED_CODE) for part in parts) else _ONLY_BYTECODE
+        raise DeserializationError(
+            f"the function cannot be loaded here: {error}. It was written by Python {python_version}, this is "
+            f"{sys.version.split()[0]}.{hint}"
+        ) from error
 
 
 def serialize_exception(error: BaseException) -> str | None:
@@ -226,6 +238,13 @@ def _meant(name: Strategylike) -> Iterator[type[Strategy]]:
         yield type(resolve_strategy(name))
     else:
         yield from (strategy for strategy in STRATEGIES if strategy.for_code == for_code)
+
+
+def _holds_bytecode(part: str) -> bool:
+    # dill rebuilds a code object by its function of this name; what is pickled by name alone has none.
+    if not part.startswith(_PICKLED_CODE):
+        return False
+    return b"_create_code" in base64.b64decode(part[IDENTIFIER_LENGTH:].encode("ascii", "replace"))
 
 
 def _minor(version: str) -> str:

@@ -131,10 +131,11 @@ class Transport:
                 redirect=False,
             )
         except (HTTPError, OSError) as error:
+            # The sentence holds the reason; the three tracebacks behind it would only hide it.
             raise ServiceUnavailable(
                 f"no answer from the service at {self.service_url}: {_reason(error)}. "
                 "Is it running (`farcall-webservice serve`), and is FARCALL_SERVICE_URL right?"
-            ) from error
+            ) from None
 
     def _connections(self) -> PoolManager:
         # Loaded with the first request, so that importing farcall stays quick. A child process must not write into

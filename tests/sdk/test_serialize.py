@@ -209,6 +209,16 @@ def script(tmp_path: Path) -> Callable[..., Any]:
     return run
 
 
+def test_bytecode_of_another_python_is_never_run() -> None:
+    factor = 2
+    written = serialize(lambda x: factor * x)
+
+    with pytest.raises(DeserializationError, match=r"written by Python 2\.7\.18.*plain def"):
+        deserialize_function(written, "2.7.18")
+    assert deserialize_function(written)(4) == 8
+    assert deserialize_function(serialize(len), "2.7.18")([1]) == 1
+
+
 def test_what_a_script_defines_works_where_the_script_is_not(script: Callable[..., str]) -> None:
     functions, points, trouble, holder = json.loads(script())
 
