@@ -65,7 +65,7 @@ _DEFAULT_CODE = DefaultCode()
 #: Identifiers whose body is pickled and so tied to the minor version of Python that wrote it.
 _PICKLED_CODE = (DillCode.identifier, PickleCode.identifier)
 _ONLY_BYTECODE = (
-    " Its bytecode means nothing to another version, and its source does not stand by itself: it is a lambda, is "
+    "Its bytecode means nothing to another version, and its source does not stand by itself: it is a lambda, is "
     "decorated, was typed at a prompt, or uses names from outside. Use that version of Python on both sides, or put it "
     "into a file as a plain def that imports and defines all it needs."
 )
@@ -179,18 +179,16 @@ def deserialize_function(code: str, python_version: str | None = None) -> Callab
     here = f"{sys.version_info[0]}.{sys.version_info[1]}"
     other_version = python_version is not None and _minor(python_version) != here
     parts = sorted(parts_of(code), key=lambda part: part.startswith(_PICKLED_CODE) == other_version)
+    versions = f"It was written by Python {python_version}, this is {sys.version.split()[0]}."
     if other_version:
         parts = [part for part in parts if not _holds_bytecode(part)]
+        if not parts:
+            raise DeserializationError(f"the function cannot be loaded here. {versions} {_ONLY_BYTECODE}")
     try:
         return cast("Callable[..., Any]", first_that_loads(parts))
     except DeserializationError as error:
-        if not other_version:
-            raise DeserializationError(f"the function cannot be loaded here: {error}.") from error
-        hint = "" if any(not part.startswith(_PICKLED_CODE) for part in parts) else _ONLY_BYTECODE
-        raise DeserializationError(
-            f"the function cannot be loaded here: {error}. It was written by Python {python_version}, this is "
-            f"{sys.version.split()[0]}.{hint}"
-        ) from error
+        hint = f" {versions}" if other_version else ""
+        raise DeserializationError(f"the function cannot be loaded here: {error}.{hint}") from error
 
 
 def serialize_exception(error: BaseException) -> str | None:
