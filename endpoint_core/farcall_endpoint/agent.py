@@ -11,12 +11,12 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 from farcall.errors import Conflict, Forbidden, NotFound, ServiceError, ServiceUnavailable
-from farcall.wire import Command, TaskBatch
+from farcall.wire import Command, FunctionCode, TaskBatch
 
 from . import status
 from .calls import Setting
@@ -45,6 +45,9 @@ STOP_ENGINE_S, STOP_OUTBOX_S = 6.0, 3.0
 #: How often we look whether there is something to report, at most one report each time.
 TICK_S = 1.0
 
+#: How often the journal is tidied up and compared with the engine.
+HOUSEKEEPING_PERIOD_S = 10.0
+
 
 class Stopped(Exception):
     """Told to stop while starting."""
@@ -62,6 +65,10 @@ class Agent:
         self._endpoint_id = ""
         self._finished = 0
         self._next_heartbeat = 0.0
+        self._next_housekeeping = time.monotonic() + HOUSEKEEPING_PERIOD_S
+        self._missing: frozenset[str] = frozenset()
+        # Results are waiting for room on the disk.
+        self._disk_is_full = False
         self._reported_workers = -1
 
     def run(self, on_ready: Callable[[], None] = lambda: None) -> int:
@@ -134,8 +141,7 @@ class Agent:
         functions, tasks = self._journal.unfinished()
         if tasks:
             log.info("%d tasks were not finished when this endpoint last stopped, and run again", len(tasks))
-            self._engine.add(functions, tasks)
-            self._pace()
+            self._run(functions, tasks)
 
     def _wait_for_broker(self) -> None:
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
@@ -180,8 +186,11 @@ class Agent:
         due = time.monotonic() >= self._next_heartbeat
         if changed or changes or due:
             self._report(changes)
-        if due:
-            self._purge()
+        # The engine's load may have changed between two threads' looks at it.
+        self._pace()
+        if time.monotonic() >= self._next_housekeeping:
+            self._keep_house()
+            self._next_housekeeping = time.monotonic() + HOUSEKEEPING_PERIOD_S
 
     def _report(self, changes: status.Changes | None = None) -> None:
         load = self._engine.load()
@@ -200,11 +209,29 @@ class Agent:
             )
         )
 
-    def _purge(self) -> None:
+    def _keep_house(self) -> None:
         try:
+            self._find_missing()
             self._journal.purge()
         except sqlite3.Error as error:
             log.error("the journal could not be tidied up: %s", error)
+
+    def _find_missing(self) -> None:
+        """Run what the journal holds and the engine does not have: we say that we hold it, so nobody sends it again."""
+        if self._disk_is_full:
+            # What has been computed cannot be written down. It is not missing.
+            self._missing = frozenset()
+            return
+        # In this order: what ends in between is in neither.
+        here = self._engine.task_ids()
+        missing = frozenset(self._journal.unfinished_ids() - here)
+        # Only at the second look: it may be just on its way from one to the other.
+        lost = missing & self._missing
+        self._missing = missing - lost
+        if lost:
+            log.warning("%d tasks stand in the journal and are not being run; they are run now", len(lost))
+            functions, tasks = self._journal.unfinished()
+            self._run(functions, [each for each in tasks if each.task.task_id in lost])
 
     def _register_again(self) -> None:
         """The broker is out of reach: the service may have moved it."""
@@ -235,12 +262,16 @@ class Agent:
         if len(new) < len(batch.tasks):
             # Delivered before. Some may be answered from the journal.
             self._outbox.results_waiting()
+        self._run(batch.functions, [Unfinished(task) for task in new])
+
+    def _run(self, functions: Mapping[str, FunctionCode], tasks: Sequence[Unfinished]) -> None:
         allowed = self._config.allowed_functions
-        refused = [task for task in new if allowed is not None and task.function_id not in allowed]
-        if refused:
-            self._take_results([_refusal(task.task_id, task.function_id) for task in refused])
-            new = [task for task in new if allowed is None or task.function_id in allowed]
-        self._engine.add(batch.functions, [Unfinished(task) for task in new])
+        if allowed is not None:
+            refused = [each.task for each in tasks if each.task.function_id not in allowed]
+            if refused:
+                self._take_results([_refusal(task.task_id, task.function_id) for task in refused])
+            tasks = [each for each in tasks if each.task.function_id in allowed]
+        self._engine.add(functions, tasks)
         self._pace()
 
     def _take_results(self, results: Sequence[tuple[str, str]]) -> None:
@@ -251,9 +282,11 @@ class Agent:
             except sqlite3.Error as error:
                 # Most likely a full disk. Better to stand still than to lose what has been computed.
                 log.error("%d results cannot be written down, trying again: %s", len(results), error)
+                self._disk_is_full = True
                 time.sleep(1.0)
                 if self._stop_reason is not None:
                     return
+        self._disk_is_full = False
         self._finished += len(results)
         self._outbox.results_waiting()
         self._pace()

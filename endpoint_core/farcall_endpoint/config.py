@@ -7,7 +7,9 @@ beside the provider's own; in here they belong to the engine, which alone decide
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import re
+import socket
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,6 +72,22 @@ def _port_range(raw: Any) -> tuple[int, int]:
     raise ValueError(f"expected two ports, the lower first, such as [54000, 55000], got {raw!r}")
 
 
+def _address(raw: Any) -> str:
+    if not isinstance(raw, str):
+        raise ValueError(f"expected an address as text, such as 10.0.0.5, got {raw!r}")
+    try:
+        return str(ipaddress.ip_address(raw))
+    except ValueError:
+        pass
+    try:
+        # The engine binds to it and takes numbers only.
+        return socket.gethostbyname(raw)
+    except OSError as error:
+        raise ValueError(
+            f"expected the address of this machine, such as 10.0.0.5, or a name that has one, got {raw!r} ({error})"
+        ) from None
+
+
 def _launcher(raw: Any) -> str:
     """Globus Compute writes ``{type: SrunLauncher}``; the name alone will do."""
     name = raw.get("type") if isinstance(raw, Mapping) and set(raw) == {"type"} else raw
@@ -110,7 +128,10 @@ class EngineConfig:
     )
     encrypted: bool = setting(True, section="engine", help="Encrypt what travels between the agent and its workers.")
     address: str | None = setting(
-        None, section="engine", help="The address by which nodes reach this machine; left out, it is found out."
+        None,
+        section="engine",
+        parse=_address,
+        help="The address by which nodes reach this machine; left out, it is found out.",
     )
     worker_port_range: tuple[int, int] = setting(
         (54000, 55000), section="engine", parse=_port_range, help="The ports on which nodes reach this machine."

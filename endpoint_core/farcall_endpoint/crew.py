@@ -7,10 +7,13 @@ and what the worker was doing is reported as lost.
 
 from __future__ import annotations
 
+import os
 import pickle
 import platform
 import queue
 import selectors
+import socket
+import struct
 import sys
 import threading
 from collections import deque
@@ -26,16 +29,26 @@ from parsl.executors.high_throughput.errors import WorkerLost
 from parsl.multiprocessing import SpawnContext
 from parsl.serialize import serialize
 
+#: What a worker says when it is up; nothing is sent to it before.
+HELLO = b""
+
+#: How long a worker that waits for work may take to read it before it counts as stuck. The others wait meanwhile.
+MOST_SENDING_S = 10
+
 
 class WorkerEnd:
     """A worker's end of its pipe; to Parsl's worker it looks like the two queues that it wants."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
+        self._has_said_hello = False
 
     def get(self, timeout: float) -> Any:
         """The next task. Raises queue.Empty; ends the process if the manager is gone."""
         try:
+            if not self._has_said_hello:
+                self._has_said_hello = True
+                self._pipe.send_bytes(HELLO)
             if not self._pipe.poll(timeout):
                 raise queue.Empty
             return pickle.loads(self._pipe.recv_bytes())
@@ -61,7 +74,7 @@ class _Worker:
     process: SpawnProcess
     pipe: Connection
     task: dict[str, Any] | None = None
-    #: It has been given a task, so it can start.
+    #: It has said hello, so it can start.
     proven: bool = False
 
 
@@ -90,13 +103,12 @@ class Crew:
         ours, theirs = SpawnContext.Pipe()
         process = self._start(number, WorkerEnd(theirs))
         theirs.close()
+        _limit_sending(ours)
         worker = _Worker(number, process, ours)
         with self._lock:
             self._workers[number] = worker
             self._selector.register(ours, selectors.EVENT_READ, worker)
             self._selector.register(process.sentinel, selectors.EVENT_READ, worker)
-            self._idle.append(worker)
-            self._hand_out()
         self.processes[number] = process
         return process
 
@@ -145,15 +157,16 @@ class Crew:
     # -- workers ------------------------------------------------------------------------------------------------------
 
     def _hear(self, worker: _Worker) -> bytes | None:
-        """Take a worker's result; or, if it has none to give any more, what there is to report of its death."""
+        """Take a worker's result or its hello; if it has nothing to say any more, see to its succession."""
         with suppress(EOFError, OSError):
             if not worker.pipe.closed and worker.pipe.poll():
                 package = worker.pipe.recv_bytes()
                 with self._lock:
                     worker.task = None
+                    worker.proven = True
                     self._idle.append(worker)
                     self._hand_out()
-                return package
+                return None if package == HELLO else package
         with self._lock:
             # Its pipe and its process may both tell of the same death.
             numbers = [worker.number] if self._bury(worker) and worker.proven else []
@@ -173,6 +186,10 @@ class Crew:
         self._selector.unregister(worker.process.sentinel)
         worker.pipe.close()
         self._unreplaced.add(worker.number)
+        others = any(other.proven or other.process.is_alive() for other in self._workers.values())
+        if self._waiting and not worker.proven and not others:
+            # Perhaps no worker can ever start here: then what waits must not wait for ever.
+            worker.task = self._waiting.popleft()
         if worker.task is not None:
             self._reports.append(_loss(worker))
         return True
@@ -180,11 +197,20 @@ class Crew:
     def _hand_out(self) -> None:
         while self._waiting and self._idle:
             worker = self._idle.popleft()
+            if not worker.process.is_alive():
+                # Its end is about to be noticed. Until then its pipe may be held by what its tasks left behind.
+                continue
             worker.task = self._waiting.popleft()
-            worker.proven = True
-            # If it has died meanwhile, the end of its process is about to tell us.
-            with suppress(OSError):
+            try:
                 worker.pipe.send_bytes(pickle.dumps(worker.task))
+            except OSError:
+                # It has died meanwhile, or it is stuck with half a message; its end will tell of the loss.
+                worker.process.kill()
+
+
+def _limit_sending(pipe: Connection) -> None:
+    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", MOST_SENDING_S, 0))
 
 
 def _loss(worker: _Worker) -> bytes:

@@ -58,6 +58,7 @@ class Call:
     """Tasks of one function that were handed to Parsl together."""
 
     function_id: str
+    code: FunctionCode
     tasks: Sequence[Held]
 
 
@@ -126,6 +127,12 @@ class Engine:
             handed_over = sum(len(call.tasks) for call in self._calls.values())
             return Load(self._waiting, handed_over, self._payload_bytes, len(self._calls), self._workers)
 
+    def task_ids(self) -> set[str]:
+        """All that is here, waiting or handed over."""
+        with self._lock:
+            tasks = [*self._queues.values(), *(call.tasks for call in self._calls.values())]
+            return {held.task.task_id for part in tasks for held in part}
+
     def outstanding(self) -> int:
         """How many workers could be kept busy, at most: what scaling goes by."""
         load = self.load()
@@ -163,8 +170,21 @@ class Engine:
             calls = list(self._calls.values())
             self._calls.clear()
             for call in reversed(calls):
-                self._put_back(call.tasks)
+                self._put_back(call)
             self._hand_over()
+
+    def all_nodes_lost(self, error: BaseException, *, running_calls: int) -> None:
+        """Count the end of all nodes against what they were running: one of these may have brought it about.
+
+        Otherwise a task that ends its node would do so again and again, and take its neighbours with it for ever.
+        """
+        with self._lock:
+            self._executor = None
+            lost = list(self._calls.items())[:running_calls]
+            for future, _ in lost:
+                del self._calls[future]
+        for _, call in lost:
+            self._charge(call, error)
 
     def expect(self, *, workers: int, expected: int) -> None:
         """Say how many workers are connected, and how many there will be when a block starts."""
@@ -202,14 +222,25 @@ class Engine:
         most_calls = CALLS_PER_WORKER * (self._workers or self._expected_workers)
         while self._queues and len(self._calls) < most_calls:
             function_id, queue = next(iter(self._queues.items()))
+            code = self._functions[function_id]
             chunk = self._chunk(function_id, queue, free_calls=most_calls - len(self._calls))
+            call = Call(function_id, code, chunk)
             try:
-                self._call(self._executor, Call(function_id, chunk))
+                self._call(self._executor, call)
             except zmq.ZMQError as error:
                 # The interchange is gone. The supervisor will notice, and bring another.
                 log.warning("the interchange takes no tasks: %s", error)
-                self._put_back(chunk)
+                self._put_back(call)
                 self.on_demand()
+                return
+            # Parsl raises whatever has made it go bad. What was taken from its queue must not be lost with that.
+            except Exception:
+                log.exception("Parsl takes no tasks, %d of them wait", len(chunk))
+                self._put_back(call)
+                # The supervisor's next round tries again; if this function is to blame, the others come first then.
+                self._queues.move_to_end(function_id)
+                if self._executor.bad_state_is_set:
+                    self.on_demand()
                 return
             if queue:
                 # The next call is another function's, so that a long queue of one does not keep out all others.
@@ -232,8 +263,7 @@ class Engine:
         return chunk
 
     def _call(self, executor: Executor, call: Call) -> None:
-        code = {call.function_id: self._functions[call.function_id]}
-        buffer = write_call(self._setting, code, [held.task for held in call.tasks])
+        buffer = write_call(self._setting, {call.function_id: call.code}, [held.task for held in call.tasks])
         future = executor.submit_payload(TASK_EXECUTOR, buffer)
         self._calls[future] = call
         self._unfollowed.append(future)
@@ -255,12 +285,14 @@ class Engine:
             self._finished(call, outcome)
 
     def _finished(self, call: Call, outcome: Outcome) -> None:
-        with self._changing():
-            self._observe(call.function_id, outcome.busy_s / len(call.tasks))
-            for held in call.tasks:
-                self._count(held, -1, waiting=False)
-            self._hand_over()
-        self._on_results(outcome.results)
+        try:
+            with self._changing():
+                self._observe(call.function_id, outcome.busy_s / len(call.tasks))
+                for held in call.tasks:
+                    self._count(held, -1, waiting=False)
+                self._hand_over()
+        finally:
+            self._on_results(outcome.results)
 
     def _observe(self, function_id: str, sample_s: float) -> None:
         self._estimates[function_id] = chunking.estimate(self._estimates.get(function_id), sample_s)
@@ -273,35 +305,40 @@ class Engine:
             executor_is_bad = self._executor is None or self._executor.bad_state_is_set
         if executor_is_bad:
             with self._lock:
-                self._put_back(call.tasks)
+                self._put_back(call)
             return
+        self._charge(call, error)
+
+    def _charge(self, call: Call, error: BaseException) -> None:
+        """Run a lost call's tasks again, one a call; a task that was alone in it has used up one of its attempts."""
         log.warning("a call of %d tasks was lost: %s", len(call.tasks), error)
         if len(call.tasks) > 1:
-            self._run_again(call.tasks)
+            self._run_again(call)
             return
         (held,) = call.tasks
         held.attempts += 1
         self._on_lost([held.task.task_id])
         if held.attempts <= self._max_retries:
-            self._run_again(call.tasks)
+            self._run_again(call)
             return
         with self._changing():
             self._count(held, -1, waiting=False)
             self._hand_over()
         self._on_results([lost_for_good(held.task.task_id, held.attempts, error)])
 
-    def _run_again(self, tasks: Sequence[Held]) -> None:
+    def _run_again(self, call: Call) -> None:
         with self._changing():
-            for held in tasks:
+            for held in call.tasks:
                 held.alone = True
-            self._put_back(tasks)
+            self._put_back(call)
             self._hand_over()
 
-    def _put_back(self, tasks: Sequence[Held]) -> None:
+    def _put_back(self, call: Call) -> None:
         """To the front of their queue, in their order."""
-        for held in reversed(tasks):
-            self._queue(held.task.function_id).appendleft(held)
-        self._waiting += len(tasks)
+        # While the call was on its way to its end, nobody seemed to need its function.
+        self._functions.setdefault(call.function_id, call.code)
+        self._queue(call.function_id).extendleft(reversed(call.tasks))
+        self._waiting += len(call.tasks)
 
     def _learn(self, functions: Mapping[str, FunctionCode]) -> None:
         self._functions.update(functions)

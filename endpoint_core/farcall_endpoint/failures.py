@@ -9,6 +9,10 @@ from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
 from farcall.wire import ErrorDetails, Result, write_result
 
 
+class NodesLost(Exception):
+    """All nodes ended at once, with what they were running."""
+
+
 def failure(task_id: str, code: str, message: str) -> tuple[str, str]:
     """A failed task's id and the JSON text of its result, as the journal takes it."""
     result = Result(task_id, message, error_details=ErrorDetails(code, message))
@@ -18,7 +22,7 @@ def failure(task_id: str, code: str, message: str) -> tuple[str, str]:
 def lost_for_good(task_id: str, attempts: int, error: BaseException) -> tuple[str, str]:
     """The failure of a task that has lost as many workers as its endpoint allows; ``error`` is what Parsl said last."""
     times = "once" if attempts == 1 else f"{attempts} times"
-    if isinstance(error, (WorkerLost, ManagerLost)):
+    if isinstance(error, (WorkerLost, ManagerLost, NodesLost)):
         what = (
             "The worker process ended before the task did: the task called os._exit, was killed by a signal, or ran "
             f"out of memory, or its node was lost. It was started {times}."

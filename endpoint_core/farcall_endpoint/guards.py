@@ -18,6 +18,8 @@ MOST_OUTPUT_BYTES = 10 * 1024 * 1024
 REMIND_EVERY_S = 5.0
 
 _redirected_pid: int | None = None
+#: Device and number of this process's own output file; what a task puts in its place is the task's.
+_output_file: tuple[int, int] | None = None
 
 
 class TaskTimeout(BaseException):
@@ -49,7 +51,7 @@ def _raise_timeout(signal_number: int, frame: FrameType | None) -> None:
 
 def redirect_output(directory: str) -> None:
     """Send what this process prints, also below Python, to a file of its own; once a process."""
-    global _redirected_pid  # noqa: PLW0603 - it is the process's output, of which there is one
+    global _redirected_pid, _output_file  # noqa: PLW0603 - it is the process's output, of which there is one
     if _redirected_pid == os.getpid():
         return
     _redirected_pid = os.getpid()
@@ -66,6 +68,8 @@ def redirect_output(directory: str) -> None:
     sys.stderr.flush()
     os.dup2(file, 1)
     os.dup2(file, 2)
+    status = os.fstat(file)
+    _output_file = status.st_dev, status.st_ino
     os.close(file)
 
 
@@ -76,6 +80,7 @@ def keep_output_small() -> None:
         with contextlib.suppress(ValueError, OSError, AttributeError):
             stream.flush()
     with contextlib.suppress(OSError):
-        if os.fstat(1).st_size > MOST_OUTPUT_BYTES:
+        status = os.fstat(1)
+        if (status.st_dev, status.st_ino) == _output_file and status.st_size > MOST_OUTPUT_BYTES:
             os.ftruncate(1, 0)
             os.write(1, f"[output up to here was removed, it was over {MOST_OUTPUT_BYTES} bytes]\n".encode())

@@ -43,6 +43,7 @@ CREATE TABLE tasks (
     result TEXT,
     sent_at REAL
 );
+CREATE INDEX held ON tasks (function_id) WHERE state = {_HELD};
 CREATE INDEX finished ON tasks (id) WHERE state = {_FINISHED};
 CREATE INDEX sent ON tasks (sent_at, length(result)) WHERE state = {_SENT};
 CREATE TABLE functions (function_id TEXT PRIMARY KEY, code BLOB NOT NULL, python_version TEXT);
@@ -107,11 +108,10 @@ class Journal:
         """What is to be run again after a restart, in the order in which it came, and the functions it needs."""
         with self._lock:
             rows = self._db.execute(
-                "SELECT task_id, function_id, payload, options, attempts FROM tasks WHERE state = ? ORDER BY id",
-                (_HELD,),
+                f"SELECT task_id, function_id, payload, options, attempts FROM tasks WHERE state = {_HELD} ORDER BY id"
             ).fetchall()
             functions = self._db.execute(
-                "SELECT * FROM functions WHERE function_id IN (SELECT function_id FROM tasks WHERE state = ?)", (_HELD,)
+                f"SELECT * FROM functions WHERE function_id IN (SELECT function_id FROM tasks WHERE state = {_HELD})"
             ).fetchall()
         tasks = [
             Unfinished(
@@ -120,6 +120,10 @@ class Journal:
             for task_id, function_id, payload, options, attempts in rows
         ]
         return {function_id: FunctionCode(_text(code), version) for function_id, code, version in functions}, tasks
+
+    def unfinished_ids(self) -> set[str]:
+        with self._lock:
+            return {task_id for (task_id,) in self._db.execute(f"SELECT task_id FROM tasks WHERE state = {_HELD}")}
 
     def held(self) -> list[str]:
         """The tasks whose result has not been sent."""
@@ -172,8 +176,7 @@ class Journal:
             removed += rows
         with self._writing() as db:
             db.execute(
-                "DELETE FROM functions WHERE function_id NOT IN (SELECT function_id FROM tasks WHERE state = ?)",
-                (_HELD,),
+                f"DELETE FROM functions WHERE function_id NOT IN (SELECT function_id FROM tasks WHERE state = {_HELD})"
             )
         return removed
 

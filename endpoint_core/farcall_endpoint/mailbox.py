@@ -39,7 +39,14 @@ DISK_PAUSE_S = 5.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 
 #: We acknowledge within milliseconds. A message unacknowledged for a minute was taken by somebody who died.
-_REDIS_OPTIONS = {"visibility_timeout": 60, "socket_keepalive": True, "socket_connect_timeout": 10}
+_REDIS_OPTIONS = {
+    "visibility_timeout": 60,
+    "socket_keepalive": True,
+    "socket_connect_timeout": 10,
+    # A broker that is there but does not answer is one that is not there.
+    "socket_timeout": 15,
+    "health_check_interval": 10,
+}
 
 
 class _Line(threading.Thread, ABC):
@@ -190,9 +197,7 @@ class Outbox(_Line):
     def send_report(self, report: StatusReport) -> None:
         """Send a report; one that is still waiting is replaced, but for what only it says of its tasks."""
         with self._changed:
-            earlier = self._report.task_statuses if self._report is not None else {}
-            statuses = {**earlier, **report.task_statuses}
-            self._report = StatusReport(report.endpoint_id, report.global_state, statuses, report.holds)
+            self._report = _merged(self._report, report)
             self._changed.notify()
 
     def stop(self, *, timeout_s: float) -> None:
@@ -214,9 +219,13 @@ class Outbox(_Line):
         log.info("outbox: connected to the broker at %s", connection.as_uri())
         while True:
             report, stopping = self._wait()
-            self._send_results(producer)
-            if report is not None:
-                _publish(producer, self.addresses.heartbeats, encode(report))
+            try:
+                self._send_results(producer)
+                if report is not None:
+                    _publish(producer, self.addresses.heartbeats, encode(report))
+            except BaseException:
+                self._put_back(report)
+                raise
             if stopping:
                 return
 
@@ -225,6 +234,11 @@ class Outbox(_Line):
             self._changed.wait_for(lambda: self._results_waiting or self._report or self._stopping.is_set())
             report, self._report = self._report, None
             return report, self._stopping.is_set() and not self._results_waiting
+
+    def _put_back(self, report: StatusReport | None) -> None:
+        with self._changed:
+            if report is not None:
+                self._report = report if self._report is None else _merged(report, self._report)
 
     def _send_results(self, producer: Producer) -> None:
         if not self._results_waiting:
@@ -243,6 +257,11 @@ def result_batch_body(texts: Sequence[str]) -> bytes:
     """The message ``farcall.wire.encode(ResultBatch(...))``, of results that are JSON texts already."""
     results = ",".join(texts).encode("utf-8", "surrogatepass")
     return ENVELOPE_VERSION + b'{"message_type":"result_batch","data":{"results":[' + results + b"]}}"
+
+
+def _merged(earlier: StatusReport | None, later: StatusReport) -> StatusReport:
+    statuses = {**(earlier.task_statuses if earlier is not None else {}), **later.task_statuses}
+    return StatusReport(later.endpoint_id, later.global_state, statuses, later.holds)
 
 
 def _connection(url: str) -> Connection:

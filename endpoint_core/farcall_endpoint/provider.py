@@ -90,6 +90,12 @@ class Provider(ABC):
     #: The dataclass of its options.
     Config: ClassVar[type[ProviderConfig]] = ProviderConfig
 
+    #: Whether blocks may be on other machines than the agent; if not, all that they talk to is on 127.0.0.1.
+    needs_network: ClassVar[bool] = True
+
+    #: Seconds between two questions for the states of blocks; None is the period of the scaling strategy.
+    poll_period_s: ClassVar[int | None] = None
+
     def __init__(self, config: ProviderConfig) -> None:
         self.config = config
 

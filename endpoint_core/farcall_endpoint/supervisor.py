@@ -20,6 +20,7 @@ from parsl.jobs.strategy import Strategy
 from .blocks import Blocks, Breaker
 from .config import EndpointConfig
 from .engine import Engine
+from .failures import NodesLost
 from .htex import Executor
 from .provider import Provider
 
@@ -62,8 +63,6 @@ class Supervisor:
         self._provider = provider
         self._engine = engine
         self._runs_dir = runs_dir
-        # The one provider whose blocks need no network.
-        self._local = config.provider.type == "local"
         self._breaker = Breaker()
         self._executor: Executor | None = None
         self._strategy: Strategy | None = None
@@ -155,7 +154,11 @@ class Supervisor:
         # Parsl misses a dead manager only after many heartbeats. Where it was the only one, we know better.
         working = [manager for manager in managers if manager["tasks"]]
         if working and all(_is_over(statuses, manager) for manager in managers):
-            return "all blocks have ended while they had tasks"
+            reason = "all blocks have ended while they had tasks"
+            # As the heartbeats of the dead managers would have it in the end.
+            workers = sum(manager["worker_count"] for manager in managers)
+            self._engine.all_nodes_lost(NodesLost(reason), running_calls=workers)
+            return reason
         return None
 
     def _scale(self, executor: Executor, *, urgently: bool) -> None:
@@ -185,9 +188,9 @@ class Supervisor:
             name=self._config.name,
             run_dir=run_dir,
             working_dir=Path(engine.working_dir or self._config.directory / "tasks_working_dir").expanduser(),
-            poll_period_s=1 if self._local else max(1, round(engine.strategy_period_s)),
+            poll_period_s=self._provider.poll_period_s or max(1, round(engine.strategy_period_s)),
         )
-        address = engine.address or ("127.0.0.1" if self._local else None)
+        address = engine.address or (None if self._provider.needs_network else "127.0.0.1")
         executor = Executor(engine, blocks, self._breaker, address=address, run_dir=run_dir)
         executor.demand = self._engine.outstanding
         executor.start()

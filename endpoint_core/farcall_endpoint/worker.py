@@ -15,6 +15,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from farcall import __version__
@@ -42,6 +43,9 @@ MOST_FUNCTIONS = 100
 #: A traceback may hold a message of any length, an exception an object of any size.
 MOST_TRACEBACK_CHARACTERS = 512 * 1024
 MOST_EXCEPTION_CHARACTERS = 64 * 1024
+
+#: Where tasks begin.
+_DIRECTORY = Path.cwd()
 
 _functions: OrderedDict[str, Callable[..., Any]] = OrderedDict()
 
@@ -95,6 +99,8 @@ class _Run:
         self._in_user_code = False
 
     def value(self) -> str:
+        # Wherever the task before has gone.
+        os.chdir(_DIRECTORY)
         function = _function(self._task.function_id, self._code)
         arguments, keywords = _arguments(self._task.payload)
         with time_limit(_timeout_s(self._setting)):
@@ -115,7 +121,7 @@ class _Run:
         exception = _exception_text(raised)
         if isinstance(raised, FarcallError) and not self._in_user_code:
             # The user's code did not run, or has returned: our own frames would explain nothing.
-            message = _shortened(str(raised), MOST_TRACEBACK_CHARACTERS)
+            message = _shortened(_printable(str(raised)), MOST_TRACEBACK_CHARACTERS)
             name = type(raised).__name__
             return f"{name}: {message}", ErrorDetails(name, message), exception
         sentence = "An error occurred during the execution of this task"
@@ -162,10 +168,15 @@ def _traceback_text(raised: BaseException) -> str:
         text = "".join(traceback.format_exception(type(raised), raised, frames))
     except Exception as error:
         text = f"{type(raised).__name__} (its traceback cannot be shown: {type(error).__name__})"
-    return _shortened(text, MOST_TRACEBACK_CHARACTERS)
+    return _shortened(_printable(text), MOST_TRACEBACK_CHARACTERS)
 
 
 _OUR_MODULES = frozenset({__name__, f"{__package__}.guards"})
+
+
+def _printable(text: str) -> str:
+    """A message may hold what no database or terminal takes: lone surrogates (as in odd file names) and NUL."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def _shortened(text: str, limit: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import threading
@@ -68,7 +69,7 @@ class StandIn:
         for thread in self._threads:
             thread.join()
         self._http.server_close()
-        self._broker.terminate()
+        self._broker.kill()
         self._broker.wait()
 
     # -- what a service does ------------------------------------------------------------------------------------------
@@ -98,6 +99,13 @@ class StandIn:
                 content_type="application/json",
                 content_encoding="utf-8",
             )
+
+    def freeze_broker(self) -> None:
+        """It keeps its connections and says nothing more."""
+        self._broker.send_signal(signal.SIGSTOP)
+
+    def thaw_broker(self) -> None:
+        self._broker.send_signal(signal.SIGCONT)
 
     def wait_for(self, what: Callable[[], Any]) -> None:
         """Wait until what the agent has sent makes this true."""

@@ -16,10 +16,15 @@ import pytest
 
 from farcall.errors import Conflict
 from farcall.serialize import deserialize
-from farcall.wire import Command
+from farcall.wire import Command, TaskState
+from farcall_endpoint import agent as agent_module
 from farcall_endpoint.agent import Agent
 from farcall_endpoint.config import EndpointConfig, EngineConfig
 from farcall_endpoint.directories import read_endpoint_id
+from farcall_endpoint.engine import Engine
+from farcall_endpoint.journal import Journal
+
+PATIENCE_S = 60
 
 START_AGENT = """
 import sys
@@ -301,6 +306,54 @@ def test_only_allowed_functions_run(stand_in: Any, directory: Path) -> None:
 
     assert result.error_details.code == "FUNCTION_NOT_ALLOWED"
     assert stand_in.registrations[0][2]["allowed_functions"] == list(allowed)
+
+
+def test_under_steady_work_the_journal_is_tidied_up_and_a_task_that_the_engine_lost_runs(
+    stand_in: Any, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tidied = threading.Event()
+    purge = Journal.purge
+
+    def note_and_purge(journal: Journal) -> int:
+        tidied.set()
+        return purge(journal)
+
+    monkeypatch.setattr(Journal, "purge", note_and_purge)
+    monkeypatch.setattr(agent_module, "TICK_S", 0.05)
+    monkeypatch.setattr(agent_module, "HOUSEKEEPING_PERIOD_S", 0.2)
+    # There is something to report at every look.
+    monkeypatch.setattr(Engine, "changes", lambda engine, **options: {"some-task": TaskState.RUNNING})
+    running = InThread(EndpointConfig("ep", directory, engine=EngineConfig(max_workers_per_node=1)))
+    try:
+        assert running.ready.wait(30)
+        add, lost = Engine.add, iter(["the first"])
+
+        def lose_the_first(engine: Engine, functions: Any, tasks: Any) -> None:
+            if not next(lost, None):
+                add(engine, functions, tasks)
+
+        monkeypatch.setattr(Engine, "add", lose_the_first)
+        (result,) = stand_in.wait_for_results(stand_in.submit(double, [21]))
+        assert tidied.wait(PATIENCE_S)
+    finally:
+        running.stop()
+
+    assert deserialize(result.data) == 42
+
+
+def test_an_inbox_that_was_paused_for_nothing_goes_on(
+    stand_in: Any, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "TICK_S", 0.05)
+    running = InThread(EndpointConfig("ep", directory, engine=EngineConfig(max_workers_per_node=1)))
+    try:
+        assert running.ready.wait(30)
+        inbox = running.agent._inbox
+        inbox.pause()
+
+        assert inbox._room.wait(PATIENCE_S)
+    finally:
+        running.stop()
 
 
 def test_an_endpoint_that_runs_elsewhere_is_told_so(stand_in: Any, directory: Path) -> None:

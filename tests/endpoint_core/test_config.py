@@ -158,6 +158,13 @@ def test_a_wrong_value_is_named_with_its_file(directory: Path, text: str, said: 
     assert str(directory / "config.yaml") in answer
 
 
+def test_an_address_has_to_be_one_that_the_engine_can_bind_to(directory: Path) -> None:
+    (directory / "config.yaml").write_text("engine: {address: localhost}")
+
+    assert load_config(directory).engine.address == "127.0.0.1"
+    assert "nonsense.invalid" in complaint(directory, "engine: {address: nonsense.invalid}")
+
+
 def test_a_file_that_is_no_text_is_named(directory: Path) -> None:
     (directory / "config.yaml").write_bytes(b"\xff\xfe\x00")
 

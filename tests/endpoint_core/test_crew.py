@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
+import sys
 from collections.abc import Iterator
+from multiprocessing.synchronize import Event as EventType
 from typing import Any
 
 import psutil
@@ -14,7 +17,11 @@ from parsl.executors.high_throughput.errors import WorkerLost
 from parsl.multiprocessing import ForkContext
 from parsl.serialize import deserialize
 
+from farcall_endpoint import crew as crew_module
 from farcall_endpoint.crew import Crew, WorkerEnd
+
+#: More than fits into a pipe.
+LARGE = b"x" * 4_000_000
 
 
 def obey(end: WorkerEnd) -> None:
@@ -23,7 +30,14 @@ def obey(end: WorkerEnd) -> None:
         task = end.get(60)
         if task["do"] == "die":
             psutil.Process().kill()
+        if task["do"] == "leave a child behind":
+            leave_a_child_behind()
         end.put(pickle.dumps({"type": "result", "task_id": task["task_id"], "result": task["do"]}))
+
+
+def leave_a_child_behind() -> None:
+    if os.fork() == 0:
+        signal.pause()
 
 
 def start(number: int, end: WorkerEnd) -> Any:
@@ -39,6 +53,11 @@ def crew() -> Iterator[Crew]:
     for process in crew.processes.values():
         process.kill()
         process.join()
+
+
+@pytest.fixture
+def gate() -> EventType:
+    return ForkContext.Event()
 
 
 def next_result(crew: Crew) -> dict[str, Any]:
@@ -107,6 +126,76 @@ def test_a_worker_that_cannot_even_start_is_replaced_at_leisure(crew: Crew) -> N
 
     assert next_result(crew)["task_id"] == 1
     assert crew.processes[0] is not first
+
+
+def test_a_large_task_does_not_wait_for_a_worker_that_is_still_starting(gate: EventType) -> None:
+    def start_slowly(number: int, end: WorkerEnd) -> Any:
+        def run() -> None:
+            gate.wait()
+            obey(end)
+
+        process = ForkContext.Process(target=run, daemon=True)
+        process.start()
+        return process
+
+    crew = Crew(start_slowly)
+    process = crew.hire(0)
+
+    crew.put_task({"task_id": 1, "do": "answer", "payload": LARGE})
+    gate.set()
+
+    assert next_result(crew)["task_id"] == 1
+    process.kill()
+    process.join()
+
+
+def test_a_large_task_does_not_wait_for_a_dead_worker_whose_pipe_a_left_child_holds(crew: Crew) -> None:
+    worker = crew.hire(0)
+    crew.put_task({"task_id": 1, "do": "leave a child behind"})
+    next_result(crew)
+    (child,) = psutil.Process(worker.pid).children()
+    worker.kill()
+    worker.join()
+
+    crew.put_task({"task_id": 2, "do": "answer", "payload": LARGE})
+    crew.look_after()
+    crew.look_after()
+
+    assert next_result(crew)["task_id"] == 2
+    child.kill()
+
+
+def test_a_worker_that_reads_nothing_is_ended_and_its_task_reported(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew_module, "MOST_SENDING_S", 1)
+    worker = crew.hire(0)
+    crew.put_task({"task_id": 1, "do": "answer"})
+    next_result(crew)
+    psutil.Process(worker.pid).suspend()
+
+    crew.put_task({"task_id": 2, "do": "answer", "payload": LARGE})
+    crew.put_task({"task_id": 3, "do": "answer"})
+
+    lost, answered = next_result(crew), next_result(crew)
+    assert (lost["task_id"], "exception" in lost) == (2, True)
+    assert answered["task_id"] == 3
+
+
+def test_where_no_worker_can_start_tasks_are_lost_and_do_not_wait_for_ever() -> None:
+    def start_badly(number: int, end: WorkerEnd) -> Any:
+        process = ForkContext.Process(target=sys.exit, args=(1,))
+        process.start()
+        return process
+
+    crew = Crew(start_badly)
+    crew.put_task({"task_id": 1, "do": "answer"})
+    crew.hire(0)
+
+    lost = next_result(crew)
+
+    assert (lost["task_id"], "exception" in lost) == (1, True)
+    crew.processes[0].join()
 
 
 def test_waiting_for_results_can_be_interrupted(crew: Crew) -> None:

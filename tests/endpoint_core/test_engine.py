@@ -12,6 +12,7 @@ import zmq
 from parsl.executors.high_throughput.errors import WorkerLost
 
 from farcall.wire import BatchedTask, FunctionCode, TaskState
+from farcall_endpoint import engine as engine_module
 from farcall_endpoint.calls import Outcome, Setting, read_call, write_outcome
 from farcall_endpoint.engine import CALLS_PER_WORKER, Engine
 from farcall_endpoint.journal import Unfinished
@@ -26,10 +27,13 @@ class RecordingExecutor:
         self.bad_state_is_set = False
         self.calls: list[tuple[list[str], Future[bytes]]] = []
         self.refuses = False
+        self.error: Exception | None = None
 
     def submit_payload(self, context: dict[str, Any], buffer: bytes) -> Future[bytes]:
         if self.refuses:
             raise zmq.Again
+        if self.error is not None:
+            raise self.error
         assert context == {"task_executor": {"f": "farcall_endpoint.worker.run_batch"}}
         future: Future[bytes] = Future()
         self.calls.append(([task.task_id for task in read_call(buffer)[1].tasks], future))
@@ -195,6 +199,59 @@ def test_an_executor_that_takes_nothing_loses_nothing(bench: Bench) -> None:
 
     assert bench.demands > 0
     assert bench.engine.load().waiting == 2
+
+
+def test_whatever_parsl_raises_loses_nothing_and_the_next_round_tries_again(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.executor.error = RuntimeError("Parsl has gone bad")
+    bench.add(*"ab")
+    bench.add("x", function_id="g")
+    waited = bench.engine.load().waiting, bench.engine.task_ids()
+
+    bench.executor.error = None
+    bench.engine.expect(workers=4, expected=4)
+
+    assert waited == (3, {"a", "b", "x"})
+    assert sorted(bench.executor.open_calls()) == [["a"], ["b"], ["x"]]
+    assert "Parsl has gone bad" in caplog.text
+
+
+def test_a_result_is_passed_on_though_parsl_takes_no_more_tasks(bench: Bench) -> None:
+    bench.add(*"abc")
+    bench.executor.error = RuntimeError("Parsl has gone bad")
+
+    bench.executor.finish(0)
+
+    assert bench.results == {"a": "result of a"}
+    assert bench.engine.task_ids() == {"b", "c"}
+
+
+def test_an_executor_gone_bad_meanwhile_is_told_of(bench: Bench) -> None:
+    def go_bad(context: Any, buffer: bytes) -> Future[bytes]:
+        bench.executor.bad_state_is_set = True
+        raise RuntimeError("Parsl has gone bad")
+
+    bench.executor.submit_payload = go_bad  # type: ignore[method-assign]
+    bench.add("a")
+
+    assert bench.demands == 1
+    assert bench.engine.load().waiting == 1
+
+
+def test_a_lost_task_runs_again_though_its_function_was_forgotten_meanwhile(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "MOST_FUNCTIONS", 1)
+    bench.add("a")
+
+    def learn_another(task_ids: Sequence[str]) -> None:
+        bench.add("x", function_id="g")
+
+    bench.engine._on_lost = learn_another
+    bench.executor.calls[0][1].set_exception(LOST)
+
+    assert ["a"] in bench.executor.open_calls()
 
 
 def test_losses_of_an_executor_gone_bad_are_nobodys_fault(bench: Bench) -> None:

@@ -122,6 +122,19 @@ def test_sent_results_are_forgotten_early_if_they_are_large(path: Path) -> None:
     assert journal.accept(batch_of("b")) == []
 
 
+def test_to_find_the_functions_in_use_only_the_tasks_that_are_held_are_looked_at(path: Path) -> None:
+    journal = Journal(path)
+    statements: list[str] = []
+    journal._db.set_trace_callback(statements.append)
+
+    journal.purge()
+
+    (statement,) = (each for each in statements if each.startswith("DELETE FROM functions"))
+    plan = " ".join(row[3] for row in journal._db.execute(f"EXPLAIN QUERY PLAN {statement}"))
+    assert "held" in plan
+    assert "sent" not in plan
+
+
 def test_what_is_not_sent_is_never_purged(path: Path) -> None:
     journal = Journal(path)
     journal.accept(batch_of("a", "b"))

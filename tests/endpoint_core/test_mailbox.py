@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import sqlite3
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -248,6 +249,51 @@ def test_a_report_replaces_one_that_still_waits_but_not_what_only_that_one_said(
     outbox.start()
 
     assert reader.read() == StatusReport("e", {"n": 2}, {"a": [running], "b": [waiting]}, ["a", "b"])
+    outbox.stop(timeout_s=PATIENCE_S)
+
+
+def test_a_report_that_could_not_be_sent_goes_out_later_with_all_it_said(
+    addresses: Addresses, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = Reader(addresses.heartbeats)
+    running, waiting = (
+        Transition(1, TaskState.RUNNING, "endpoint"),
+        Transition(2, TaskState.WAITING_FOR_NODES, "endpoint"),
+    )
+    outbox = Outbox(addresses, journal, on_unreachable=lambda: None)
+    publish, publishers = mailbox._publish, iter(["a broken one"])
+
+    def publish_badly_once(*arguments: Any) -> None:
+        if next(publishers, None):
+            outbox.send_report(StatusReport("e", {"n": 2}, {"b": [waiting]}))
+            raise OSError("the broker is gone")
+        publish(*arguments)
+
+    monkeypatch.setattr(mailbox, "_publish", publish_badly_once)
+
+    outbox.send_report(StatusReport("e", {"n": 1}, {"a": [running]}))
+    outbox.start()
+
+    assert reader.read() == StatusReport("e", {"n": 2}, {"a": [running], "b": [waiting]})
+    outbox.stop(timeout_s=PATIENCE_S)
+
+
+def test_a_broker_that_is_there_but_answers_nothing_is_noticed(
+    stand_in: Any, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noticed = threading.Event()
+    monkeypatch.setattr(mailbox, "FAILURES_BEFORE_ASKING", 1)
+    monkeypatch.setitem(mailbox._REDIS_OPTIONS, "socket_timeout", 0.2)
+    outbox = Outbox(Addresses.of(stand_in._answer()), journal, on_unreachable=noticed.set)
+    outbox.start()
+    assert outbox.connected.wait(PATIENCE_S)
+
+    stand_in.freeze_broker()
+    outbox.send_report(StatusReport("e", {"n": 1}))
+    assert noticed.wait(PATIENCE_S)
+    stand_in.thaw_broker()
+
+    stand_in.wait_for(lambda: stand_in.reports)
     outbox.stop(timeout_s=PATIENCE_S)
 
 

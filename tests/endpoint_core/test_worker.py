@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -145,6 +146,24 @@ def test_an_enormous_message_is_shortened_and_no_exception_object_is_sent() -> N
     assert result.exception_object is None
 
 
+def test_a_message_with_lone_surrogates_or_nul_becomes_text_that_every_database_takes() -> None:
+    def fail() -> None:
+        raise ValueError("bad name \udcff and \0")
+
+    result = run(fail)
+
+    assert "ValueError: bad name \\udcff and \\0" in result.data
+
+
+def test_a_message_of_ours_about_such_a_text_is_taken_too() -> None:
+    result = run(FunctionCode(pack_buffers(["st\nf:raise ImportError('no \udcff, no \0')\n"])))
+
+    assert result.error_details is not None
+    for text in (result.data, result.error_details.user_message):
+        assert "\0" not in text
+        assert text.encode().decode() == text
+
+
 def test_an_exception_that_cannot_even_be_printed_is_a_failure_like_others() -> None:
     class Odd(Exception):
         def __str__(self) -> str:
@@ -192,6 +211,22 @@ def test_a_task_knows_its_own_id() -> None:
     assert deserialize(run(own_ids).data) == ("some-task", "some-task")
 
 
+def test_a_task_begins_where_it_should_wherever_the_one_before_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path.cwd())  # so that the test's own directory is put back
+
+    def where_and_then_elsewhere() -> str:
+        import os
+        import pathlib
+
+        here = str(pathlib.Path.cwd())
+        os.chdir("/")
+        return here
+
+    results = [run(where_and_then_elsewhere) for _ in range(2)]
+
+    assert [deserialize(result.data) for result in results] == 2 * [str(worker._DIRECTORY)]
+
+
 def test_a_child_that_comes_back_from_a_fork_is_not_a_second_worker() -> None:
     def fork() -> int:
         child = os.fork()
@@ -234,6 +269,33 @@ for text in ("x" * 5000, "the end"):
     assert done.stdout == ""
     assert file.read_text() == "[output up to here was removed, it was over 1000 bytes]\nthe end\n"
     assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_large_file_to_which_a_task_has_turned_its_output_is_not_emptied(tmp_path: Path) -> None:
+    program = f"""
+import os
+from pathlib import Path
+from farcall_endpoint import guards
+guards.MOST_OUTPUT_BYTES = 1000
+guards.redirect_output({str(tmp_path / "output")!r})
+own = os.open({str(tmp_path / "own")!r}, os.O_WRONLY | os.O_CREAT)
+os.dup2(own, 1)
+os.write(1, b"x" * 5000)
+guards.keep_output_small()
+"""
+
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+    assert (tmp_path / "own").stat().st_size == 5000
+
+
+def test_output_that_was_never_redirected_is_not_emptied(tmp_path: Path) -> None:
+    program = "from farcall_endpoint import guards; guards.MOST_OUTPUT_BYTES = 10; print('x' * 50)"
+
+    with (tmp_path / "out").open("wb") as out:
+        subprocess.run([sys.executable, "-c", f"{program}; guards.keep_output_small()"], stdout=out, check=True)
+
+    assert (tmp_path / "out").stat().st_size == 51
 
 
 def test_a_call_that_is_no_task_batch_is_refused() -> None:

@@ -93,6 +93,29 @@ def test_a_task_that_ends_its_worker_fails_in_words_and_others_go_on(executor: E
     assert [other.result(TIMEOUT_S) for other in others] == [2 * x for x in range(20)]
 
 
+def test_a_task_that_ends_its_node_is_started_no_more_often_than_retries_allow(
+    executor: Executor, endpoint: RunningEndpoint
+) -> None:
+    def deadly(path):
+        import os
+        import pathlib
+        import signal
+        import time
+
+        with pathlib.Path(path).open("a") as starts:
+            starts.write("started\n")
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+
+    starts = endpoint.directory / "starts"
+
+    with pytest.raises(TaskExecutionFailed, match="its node was lost"):
+        executor.submit(deadly, str(starts)).result(TIMEOUT_S)
+
+    assert len(starts.read_text().splitlines()) == 3
+    assert executor.submit(double, 21).result(TIMEOUT_S) == 42
+
+
 def test_an_exit_a_fork_and_megabytes_of_output_do_no_harm(executor: Executor) -> None:
     def leave():
         raise SystemExit(4)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,12 @@ log = logging.getLogger(__name__)
 _WARDEN = Path(__file__).with_name("warden.py")
 _OUTPUT_TAIL = 4096
 _OUTPUTS_KEPT = 50
+_ENDED_BLOCKS_KEPT = 50
+
+#: The agent's own. A task is somebody's code, and what it starts can read its environment.
+_SECRETS = frozenset(
+    {"FARCALL_TOKEN", "FARCALL_CLIENT_SECRET", "FUNCX_SDK_CLIENT_SECRET", "GLOBUS_COMPUTE_CLIENT_SECRET"}
+)
 
 #: Write ends of lifelines. A child that is forked without exec must not keep one open after the agent's death.
 _write_ends: set[int] = set()
@@ -69,9 +76,17 @@ class LocalProvider(Provider):
     """Starts each block under a warden, a small process that ends the block when the agent is gone."""
 
     Config = LocalConfig
+    needs_network = False
+    #: A look at a process costs nothing.
+    poll_period_s = 1
 
     def __init__(self, config: LocalConfig) -> None:
         super().__init__(config)
+        if platform.system() != "Linux":
+            raise ProviderError(
+                "the local provider runs on Linux only (nothing else lets it end all that a block has started), and "
+                f"this machine runs {platform.system() or 'another system'}"
+            )
         self._shell = config.shell
         self._lock = threading.Lock()
         self._blocks: dict[str, _Block] = {}
@@ -90,6 +105,7 @@ class LocalProvider(Provider):
         with self._lock:
             try:
                 output.parent.mkdir(parents=True, exist_ok=True)
+                self._forget_old_blocks()
                 self._remove_old_outputs(output.parent)
                 self._blocks[block_id] = _Block(self._start(shell, spec, output), output)
             except OSError as error:
@@ -141,6 +157,7 @@ class LocalProvider(Provider):
                 stderr=subprocess.STDOUT,
                 pass_fds=(self._read_end,),
                 start_new_session=True,
+                env={name: value for name, value in os.environ.items() if name not in _SECRETS},
             )
 
     def _cancel(self, blocks: Iterable[_Block]) -> None:
@@ -148,6 +165,11 @@ class LocalProvider(Provider):
             if block.state() is BlockState.RUNNING and not block.cancelled:
                 block.cancelled = True
                 block.process.terminate()
+
+    def _forget_old_blocks(self) -> None:
+        ended = [block_id for block_id, block in self._blocks.items() if block.state().has_ended]
+        for block_id in ended[:-_ENDED_BLOCKS_KEPT]:
+            del self._blocks[block_id]
 
     def _remove_old_outputs(self, folder: Path) -> None:
         living = {block.output for block in self._blocks.values() if block.state() is BlockState.RUNNING}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from farcall_endpoint.plugins import load_provider
 from farcall_endpoint.provider import BlockSpec, BlockState, Provider, ProviderError
 from farcall_endpoint.testing import ProviderContract
 from farcall_provider_local import LocalConfig, LocalProvider
+from farcall_provider_local import provider as provider_module
 
 # An agent that starts one block and then waits to be killed; it says when the block runs.
 AGENT = """
@@ -176,6 +178,48 @@ def test_the_walltime_ends_a_block(provider: LocalProvider, tmp_path: Path) -> N
 
     assert wait_until_ended(provider, block_id) is BlockState.FAILED
     assert "walltime is over" in provider.output(block_id)
+
+
+def test_blocks_do_not_inherit_the_secrets_of_the_agent(
+    provider: LocalProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("FARCALL_TOKEN", "FARCALL_CLIENT_SECRET", "FUNCX_SDK_CLIENT_SECRET", "GLOBUS_COMPUTE_CLIENT_SECRET")
+    for name in (*names, "SOMETHING_ELSE"):
+        monkeypatch.setenv(name, f"value of {name}")
+
+    block_id = provider.submit(spec(tmp_path, "env; exit 0"))
+    wait_until_ended(provider, block_id)
+
+    printed = (tmp_path / "blocks" / f"{block_id}.log").read_text()
+    assert "value of SOMETHING_ELSE" in printed
+    assert not [name for name in names if name in printed]
+
+
+def test_of_blocks_that_have_ended_the_last_are_remembered(
+    provider: LocalProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provider_module, "_ENDED_BLOCKS_KEPT", 2)
+    running = provider.submit(spec(tmp_path, "sleep 600"))
+    ended = [provider.submit(spec(tmp_path, "exit 0")) for _ in range(4)]
+    for block_id in ended:
+        wait_until_ended(provider, block_id)
+
+    provider.submit(spec(tmp_path, "exit 0"))
+
+    states = list(provider.states([running, *ended]).values())
+    assert states == [BlockState.RUNNING, *[BlockState.UNKNOWN] * 2, *[BlockState.DONE] * 2]
+
+
+def test_another_system_than_linux_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+
+    with pytest.raises(ProviderError, match=r"Linux only .* Darwin"):
+        LocalProvider(LocalConfig())
+
+
+def test_its_blocks_need_no_network() -> None:
+    assert not LocalProvider.needs_network
+    assert Provider.needs_network
 
 
 def test_a_shell_that_is_not_there_is_named(tmp_path: Path) -> None:
