@@ -22,8 +22,12 @@ SETTING = Setting("some-endpoint")
 
 
 @pytest.fixture(autouse=True)
-def fresh_worker() -> None:
+def fresh_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing loaded; and what tasks do to the process, which here is the tests' own, is undone."""
     worker._functions.clear()
+    monkeypatch.chdir(Path.cwd())
+    for name in ("GC_TASK_UUID", "FARCALL_TASK_ID"):
+        monkeypatch.setenv(name, "")
 
 
 def code_of(function: Callable[..., Any]) -> FunctionCode:
@@ -211,8 +215,7 @@ def test_a_task_knows_its_own_id() -> None:
     assert deserialize(run(own_ids).data) == ("some-task", "some-task")
 
 
-def test_a_task_begins_where_it_should_wherever_the_one_before_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path.cwd())  # so that the test's own directory is put back
+def test_a_task_begins_where_it_should_wherever_the_one_before_has_gone() -> None:
 
     def where_and_then_elsewhere() -> str:
         import os
