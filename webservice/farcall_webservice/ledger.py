@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 #: How many ids go into one IN (...): SQLite takes 32,766 parameters, and long lists make long plans.
 IDS_PER_QUERY = 900
 
+#: So many groups' owners are remembered.
+GROUPS_REMEMBERED = 10_000
+
 #: What an agent may say of a task that has not ended. All else is the ledger's own to say.
 REPORTABLE_STATES = frozenset({TaskState.WAITING_FOR_NODES, TaskState.WAITING_FOR_LAUNCH, TaskState.RUNNING})
 
@@ -81,6 +84,8 @@ class Ledger:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        #: A group never changes hands, and is asked about with every submit and every wait.
+        self._group_owners: dict[str, str] = {}
 
     # -- submitting ---------------------------------------------------------------------------------------------------
 
@@ -264,8 +269,15 @@ class Ledger:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def task_group_owner(self, task_group_id: str) -> str | None:
-        with self._database.reading() as connection:
-            return connection.execute(sql.GROUP_OWNER, {"group": task_group_id}).scalar_one_or_none()
+        owner_id = self._group_owners.get(task_group_id)
+        if owner_id is None:
+            with self._database.reading() as connection:
+                owner_id = connection.execute(sql.GROUP_OWNER, {"group": task_group_id}).scalar_one_or_none()
+            if owner_id is not None:
+                if len(self._group_owners) >= GROUPS_REMEMBERED:
+                    self._group_owners.clear()
+                self._group_owners[task_group_id] = owner_id
+        return owner_id
 
     def tasks(self, task_ids: Sequence[str]) -> list[Row[Any]]:
         """Whole rows of these tasks (without payload), in no particular order; unknown ids are left out."""
