@@ -66,7 +66,7 @@ def submit_and_strike(executor: Executor, strike: Callable[[], None]) -> list[in
 EXPECTED = [2 * x for x in range(TASKS)]
 
 
-@pytest.mark.parametrize("mark", ["nterchange", "warden", "farcall_endpoint.pool", "spawn_main"])
+@pytest.mark.parametrize("mark", ["interchange", "warden", "farcall_endpoint.pool", "spawn_main"])
 def test_a_killed_process_of_the_engine_costs_no_task(tmp_path: Path, mark: str) -> None:
     with loop(tmp_path) as (_, endpoint, executor):
         victims = descendants(agent_of(endpoint), mark)
