@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import socket
@@ -12,6 +13,8 @@ import psutil
 import pytest
 import urllib3
 from running import BIN, RunningService, environment_for, running_service
+
+from farcall import Client
 
 
 def family_of(service: RunningService) -> list[psutil.Process]:
@@ -41,6 +44,26 @@ def test_a_signal_stops_everything_that_was_started(tmp_path: Path, number: sign
         assert service.stop(number) == 0
 
     assert not any(process.is_running() for process in family)
+
+
+def test_a_stop_answers_who_waits_for_results_instead_of_waiting_with_them(tmp_path: Path) -> None:
+    with running_service(tmp_path) as service:
+        client = Client(service_url=service.url, token=service.token)
+        endpoint_id = client.register_endpoint("nowhere", None)["endpoint_id"]
+        task_id = client.run(endpoint_id=endpoint_id, function_id=client.register_function(len))
+        held = http.client.HTTPConnection(service.url.removeprefix("http://"), timeout=30)
+        held.request("GET", f"/v2/tasks/{task_id}?wait=25", headers={"Authorization": f"Bearer {service.token}"})
+        # Requests are taken in their order, so with this one answered the service is at the one before.
+        client.get_endpoints()
+
+        assert service.stop() == 0
+        answer = held.getresponse()
+
+        assert answer.status == 200
+        assert json.loads(answer.read())["task_id"] == task_id
+        held.close()
+        assert service.process.stderr is not None
+        assert "still running" not in service.process.stderr.read()
 
 
 def test_a_killed_service_takes_its_broker_with_it_and_the_next_one_goes_on(tmp_path: Path) -> None:

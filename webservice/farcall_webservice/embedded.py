@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,6 @@ from farcall_webservice.database import Database
 from farcall_webservice.dispatch import Dispatcher
 from farcall_webservice.errors import ApiError
 from farcall_webservice.ledger import Ledger
-from farcall_webservice.threads import RequestThreads
 from farcall_webservice.valkey import Valkey
 from farcall_webservice.waiting import Waiting
 
@@ -58,7 +58,8 @@ def serve(config: ServiceConfig) -> None:
         lock.write(f"{os.getpid()} {url}")
         lock.flush()
         _log_to(folder / "service.log")
-        _end_on_signals()
+        waiting = Waiting(THREADS - THREADS_KEPT_FREE)
+        _end_on_signals(waiting)
 
         if config.broker_url is None:
             broker = Valkey(folder / "valkey", config.host)
@@ -72,7 +73,6 @@ def serve(config: ServiceConfig) -> None:
         _let_this_account_in(config, database, url)
 
         ledger = Ledger(database)
-        waiting = Waiting(THREADS - THREADS_KEPT_FREE)
         dispatcher = Dispatcher(config.broker_url, database, ledger)
         collector = Collector(config.broker_url, database, ledger, dispatcher, waiting)
         app = create_app(config, database, ledger, dispatcher, waiting)
@@ -86,7 +86,7 @@ def serve(config: ServiceConfig) -> None:
             asyncore_use_poll=True,
             max_request_body_size=BODY_LIMIT_FACTOR * config.max_request_bytes,
             ident="farcall",
-            _dispatcher=RequestThreads(THREADS, on_shutdown=waiting.close),
+            threads=THREADS,
         )
         running.callback(server.close)
         with contextlib.suppress(SystemExit):
@@ -131,11 +131,14 @@ def _listen(config: ServiceConfig) -> socket.socket:
     return listener
 
 
-def _end_on_signals() -> None:
+def _end_on_signals(waiting: Waiting) -> None:
     def end(_number: int, _frame: FrameType | None) -> None:
         # A second signal while the parts are being stopped must not leave one of them running.
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.SIG_IGN)
+        # Waitress lets its threads answer before it ends, and long-polls would keep them. In a thread of its own,
+        # because the one that this signal interrupts may hold the lock.
+        threading.Thread(target=waiting.close, daemon=True).start()
         raise SystemExit(0)
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -149,6 +152,8 @@ def _log_to(path: Path) -> None:
     on_terminal.setLevel(logging.WARNING)
     on_terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler, on_terminal])
+    # It warns of every request that waits for a thread, which a burst does for milliseconds.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
 
 def _url_host(host: str) -> str:
