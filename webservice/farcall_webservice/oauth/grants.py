@@ -31,6 +31,8 @@ class Code(grants.AuthorizationCodeGrant):  # type: ignore[misc]
     """A person logged in on our page. Making the tokens and marking the code as used are one transaction."""
 
     TOKEN_ENDPOINT_AUTH_METHODS = ANY_CLIENT
+    #: Letters and digits: 190 random bits, and the page shows all of it without scrolling.
+    AUTHORIZATION_CODE_LENGTH = 32
 
     def save_authorization_code(self, code: str, request: Any) -> None:
         data = request.payload.data

@@ -13,7 +13,7 @@ import math
 from importlib import resources
 from typing import Any
 
-from authlib.oauth2.rfc6749 import OAuth2Error
+from authlib.oauth2.rfc6749 import AccessDeniedError, OAuth2Error
 from flask import Response, render_template, request
 
 from farcall_webservice.extensions import services
@@ -96,7 +96,8 @@ def log_in() -> Response:
     """What the login page sends: leads on to the client with a code, or with the refusal"""
     grant = SERVER.get_consent_grant()
     if request.form.get("decision") != "allow":
-        return _lead_on(grant, None)
+        state = request.form.get("state")
+        raise AccessDeniedError("The login was cancelled", redirect_uri=grant.redirect_uri, state=state)
     name, secret = request.form.get("name", "").strip(), request.form.get("secret", "")
     if not name or not secret:
         return _login_page(grant, name, "Both fields are needed: your name, and your password or a token.", 400)
@@ -112,7 +113,8 @@ def log_in() -> Response:
         log.warning("login as %r through client %s failed", name, grant.client.id)
         return _login_page(grant, name, "That name and that password or token do not belong together.", 403)
     log.info("%r logged in through client %s (%s)", name, grant.client.id, grant.client.name)
-    return _lead_on(grant, user_id)
+    response: Response = SERVER.create_authorization_response(grant=grant, grant_user=user_id)
+    return _uncached(response)
 
 
 @blueprint.operation(
@@ -139,13 +141,13 @@ def show_code() -> Response:
 @blueprint.errorhandler(OAuth2Error)  # type: ignore[untyped-decorator]
 def _refuse(error: OAuth2Error) -> Response:
     if error.redirect_uri:
-        return SERVER.refusal(error)
+        return _uncached(SERVER.refusal(error))
     # Nothing shows that the redirect URI is the client's, so nobody is led there.
     return _page("refused.html", status=400, problem=error.get_error_description() or error.error)
 
 
-def _lead_on(grant: Any, user_id: str | None) -> Response:
-    response: Response = SERVER.create_authorization_response(grant=grant, grant_user=user_id)
+def _uncached(response: Response) -> Response:
+    # Its address may hold a code.
     response.headers["Cache-Control"] = "no-store"
     response.headers["Referrer-Policy"] = "no-referrer"
     return response
@@ -176,9 +178,7 @@ def _page(template: str, *, status: int = 200, form_action: str = "'none'", **va
     )
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["X-Frame-Options"] = "DENY"
-    response.headers["Referrer-Policy"] = "no-referrer"
-    response.headers["Cache-Control"] = "no-store"
-    return response
+    return _uncached(response)
 
 
 def _in_words(seconds: int) -> str:
