@@ -82,7 +82,7 @@ def wait_after(failures: int) -> float:
 
 
 def _is_token_of(database: Database, user_id: str, secret: str) -> bool:
-    if not secret.startswith(auth.TOKEN_PREFIX):
+    if not secret.strip().startswith(auth.TOKEN_PREFIX):
         return False
     try:
         return auth.check(database, f"Bearer {secret}").id == user_id
