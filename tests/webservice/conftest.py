@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from servers import PrivatePostgres
 from werkzeug.test import TestResponse
 
 from farcall import wire
@@ -116,9 +117,8 @@ class Person:
 class Service:
     """An application with a database of its own."""
 
-    def __init__(self, home: Path) -> None:
-        (home / "service").mkdir(parents=True)
-        config = ServiceConfig.from_environment({}, home=home)
+    def __init__(self, home: Path, database_url: str) -> None:
+        config = ServiceConfig.from_environment({}, home=home, database_url=database_url)
         self.config = replace(
             config,
             broker_url="memory://",
@@ -144,9 +144,21 @@ class Service:
         self.waiting.wake(self.ledger.record_results(None, [wire.Result(task_id, value) for task_id in task_ids]))
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of each kind in turn."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+        return
+    server: PrivatePostgres = request.getfixturevalue("postgres")
+    url = server.database()
+    yield ServiceConfig.from_environment({}, database_url=url).database_url
+    server.drop(url)
+
+
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    made = Service(tmp_path / "home")
+def service(tmp_path: Path, database_url: str) -> Iterator[Service]:
+    made = Service(tmp_path / "home", database_url)
     yield made
     made.database.close()
 

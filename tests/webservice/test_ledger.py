@@ -1,4 +1,4 @@
-"""The ledger, on a real SQLite file."""
+"""The ledger, on real databases."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import insert
@@ -22,8 +21,8 @@ OWNER = str(uuid.uuid4())
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    database = Database(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+def ledger(database_url: str) -> Iterator[Ledger]:
+    database = Database(database_url)
     database.migrate()
     with database.writing() as connection:
         connection.execute(insert(User), {"id": OWNER, "name": "ada", "created_at": time.time()})

@@ -67,9 +67,10 @@ _ON_QUEUE = {
     "changed_at": bindparam("now"),
     "history": task.history + bindparam("line"),
 }
-MARK_TASKS = (
-    update(TASKS).where(task.submission_id.in_(_IDS), task.state == TaskState.RECEIVED.value).values(**_ON_QUEUE)
-)
+_RECEIVED = (task.submission_id.in_(_IDS), task.state == TaskState.RECEIVED.value)
+MARK_TASKS = update(TASKS).where(*_RECEIVED).values(**_ON_QUEUE)
+#: For databases in which several may write at a time; always in the same order, so that none waits in a circle.
+LOCK_RECEIVED = select(task.id).where(*_RECEIVED).order_by(task.id).with_for_update()
 SEND_AGAIN = update(TASKS).where(task.id.in_(_IDS), _UNFINISHED).values(**_ON_QUEUE)
 
 _OUTGOING = (
@@ -95,8 +96,8 @@ UNCHANGED_SINCE = (
 # -- collecting -------------------------------------------------------------------------------------------------------
 
 UNFINISHED = select(task.id, task.task_group_id, task.endpoint_id).where(task.id.in_(_IDS), _UNFINISHED)
-#: For databases in which several may write at a time; always in the same order, so that none waits in a circle.
-UNFINISHED_LOCKED = UNFINISHED.order_by(task.seq).with_for_update()
+#: Like LOCK_RECEIVED.
+UNFINISHED_LOCKED = UNFINISHED.order_by(task.id).with_for_update()
 
 NUMBER_RESULTS = (
     update(GROUPS)
