@@ -32,7 +32,6 @@ class Loop:
     def __init__(self, folder: Path, database_url: str) -> None:
         self.broker = Valkey(folder / "valkey", "127.0.0.1")
         self.database = Database(database_url)
-        self.database.migrate()
         self.ledger = Ledger(self.database)
         self.waiting = Waiting(max_waiters=10)
         self.dispatcher = Dispatcher(self.broker.url, self.database, self.ledger)

@@ -15,12 +15,11 @@ from collections.abc import Sequence
 
 from kombu import Connection, Consumer, Message
 from sqlalchemy import bindparam, update
-from sqlalchemy.exc import DBAPIError
 
 from farcall import wire
 from farcall.errors import WireError
 from farcall_webservice import queues
-from farcall_webservice.database import UNAVAILABLE, Database
+from farcall_webservice.database import UNAVAILABLE, Database, cause_of
 from farcall_webservice.dispatch import Dispatcher
 from farcall_webservice.fields import uuid_text
 from farcall_webservice.ledger import Ledger
@@ -72,6 +71,10 @@ class Collector:
             try:
                 with connection:
                     self._collect_until_stopped(connection)
+            except UNAVAILABLE as error:
+                # Received and returned to the broker again and again, a message could exceed what it bears.
+                log.warning("the database cannot be used (%s); collecting goes on when it can", cause_of(error))
+                self._wait_for_database()
             except Exception as error:
                 # The one place where the collector must survive whatever happened: results wait for it.
                 expected = (*connection.connection_errors, *connection.channel_errors)
@@ -82,6 +85,15 @@ class Collector:
                 else:
                     log.exception("collecting failed; trying again in %.1f s", pause)
                 self._stopping.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _wait_for_database(self) -> None:
+        pause = FIRST_PAUSE_S
+        while not self._stopping.wait(pause):
+            try:
+                self._database.ping()
+                return
+            except UNAVAILABLE:
                 pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _collect_until_stopped(self, connection: Connection) -> None:
@@ -161,7 +173,7 @@ class Collector:
                 return
             log.exception("the result of task %s of endpoint %s cannot be written", results[0].task_id, sender)
             # Without the statement and its parameters, which are the service's own affair.
-            cause = error.orig if isinstance(error, DBAPIError) else error
+            cause = cause_of(error)
             reason = f"The endpoint sent a result that cannot be kept: {type(cause).__name__}: {cause}"
             failure = wire.Result(
                 results[0].task_id, reason, error_details=wire.ErrorDetails("MALFORMED_RESULT", reason)

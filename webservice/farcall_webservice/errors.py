@@ -10,7 +10,7 @@ from flask import Flask, Response, current_app, g, request
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
 
-from farcall_webservice.database import UNAVAILABLE
+from farcall_webservice.database import UNAVAILABLE, cause_of
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def _http_message(error: HTTPException) -> str:
 
 
 def _answer_database_error(error: SQLAlchemyError) -> Response:
-    log.error("request %s: the database cannot be used: %s", g.get("request_id"), error)
+    log.error("request %s: the database cannot be used: %s", g.get("request_id"), cause_of(error))
     return _answer(
         ApiError(
             503, "DATABASE_UNAVAILABLE", "The service cannot use its database now: try again", {"Retry-After": "2"}

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 #: How many ids go into one IN (...): SQLite takes 32,766 parameters, and long lists make long plans.
 IDS_PER_QUERY = 900
 
+#: A process has so long to publish what it has committed before others may do it in its stead.
+CLAIM_S = 30.0
+
 #: So many groups' owners are remembered.
 GROUPS_REMEMBERED = 10_000
 
@@ -94,10 +97,11 @@ class Unaccounted:
 
 
 class Ledger:
-    """Tasks and their groups, over one database."""
+    """Tasks and their groups, over one database. Each process has one; what it writes, its dispatcher publishes."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._claimant = str(uuid.uuid4())
         #: A group never changes hands, and is asked about with every submit and every wait.
         self._group_owners: dict[str, str] = {}
 
@@ -154,6 +158,8 @@ class Ledger:
                     "digest": request.digest,
                     "options": dict(options) if options else None,
                     "created_at": now,
+                    "claimed_by": self._claimant,
+                    "claimed_until": now + CLAIM_S,
                 },
             )
             shared = {
@@ -181,15 +187,26 @@ class Ledger:
 
     # -- dispatching --------------------------------------------------------------------------------------------------
 
-    def undispatched(self, *, limit: int = 20) -> list[Outgoing]:
-        """The oldest submissions whose message no broker has confirmed yet."""
-        with self._database.reading() as connection:
-            submission_ids = list(connection.execute(sql.UNDISPATCHED, {"limit": limit}).scalars())
+    def undispatched(self, *, alone: bool, limit: int = 20) -> list[Outgoing]:
+        """The oldest submissions whose message no broker has confirmed yet.
+
+        ``alone`` says that no other process publishes. Otherwise those that another one may still be about to publish
+        are left out, and the others are this process's own for :data:`CLAIM_S` seconds.
+        """
+        with self._database.reading() if alone else self._database.writing() as connection:
+            submission_ids = self._undispatched_ids(connection, alone=alone, limit=limit)
             batches = {
                 batch.submission_id: batch for batch in _outgoing(connection, submission_ids, of_submissions=True)
             }
         # A submission whose tasks have all ended has nothing to send, yet wants to be marked.
         return [batches.get(each) or Outgoing(each, "", []) for each in submission_ids]
+
+    def _undispatched_ids(self, connection: Connection, *, alone: bool, limit: int) -> list[str]:
+        if alone:
+            return list(connection.execute(sql.UNDISPATCHED, {"limit": limit}).scalars())
+        now = time.time()
+        claim = {"claimant": self._claimant, "now": now, "until": now + CLAIM_S, "limit": limit}
+        return [row.id for row in sorted(connection.execute(sql.CLAIM, claim), key=lambda row: row.created_at)]
 
     def mark_dispatched(self, submission_ids: Sequence[str]) -> None:
         """The broker has these submissions now."""

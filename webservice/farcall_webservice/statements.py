@@ -61,6 +61,25 @@ UNDISPATCHED = (
     .order_by(submission.created_at)
     .limit(bindparam("limit"))
 )
+#: Those that are the claimant's own, or nobody's any more. Another process that looks at the same time takes others.
+_claimable = (
+    UNDISPATCHED.where(
+        or_(
+            submission.claimed_by == bindparam("claimant"),
+            submission.claimed_until.is_(None),
+            submission.claimed_until < bindparam("now"),
+        )
+    )
+    .with_for_update(skip_locked=True)
+    # As a subquery it might be run, and lock its rows, more than once.
+    .cte("claimable")
+)
+CLAIM = (
+    update(SUBMISSIONS)
+    .where(submission.id.in_(select(_claimable.c.id)))
+    .values(claimed_by=bindparam("claimant"), claimed_until=bindparam("until"))
+    .returning(submission.id, submission.created_at)
+)
 MARK_SUBMISSIONS = update(SUBMISSIONS).where(submission.id.in_(_IDS)).values(dispatched_at=bindparam("now"))
 _ON_QUEUE = {
     "state": TaskState.WAITING_FOR_EP.value,
