@@ -73,7 +73,7 @@ def serve(config: ServiceConfig) -> None:
         _let_this_account_in(config, database, url)
 
         ledger = Ledger(database)
-        dispatcher = Dispatcher(config.broker_url, database, ledger)
+        dispatcher = Dispatcher(config.broker_url, database, ledger, wake=waiting.wake)
         collector = Collector(config.broker_url, database, ledger, dispatcher, waiting)
         app = create_app(config, database, ledger, dispatcher, waiting)
         for part in (dispatcher, collector):
