@@ -183,8 +183,10 @@ def _is_accepted(database: Database, token: str) -> bool:
 
 def _token_in(path: Path) -> str | None:
     try:
-        token = json.loads(path.read_text())["token"]
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(path.read_text())
+        # A client's secret is no token: it is not accepted, and its login is therefore left alone.
+        token = kept.get("token") or kept.get("client_secret")
+    except (OSError, ValueError, AttributeError):
         return None
     return token if isinstance(token, str) else None
 

@@ -21,7 +21,7 @@ from farcall_webservice.waiting import Waiting
 def everything(config: ServiceConfig, database: Database, waiting: Waiting) -> Iterator[Flask]:
     """What one process needs to be the whole service."""
     ledger = Ledger(database)
-    dispatcher = Dispatcher(_broker_url(config), database, ledger, alone=True)
+    dispatcher = Dispatcher(_broker_url(config), database, ledger, alone=True, wake=waiting.wake)
     collector = Collector(_broker_url(config), database, ledger, dispatcher, waiting)
     with _news(database, waiting), _running(dispatcher), _running(collector):
         yield create_app(config, database, ledger, dispatcher, waiting)
@@ -32,7 +32,7 @@ def web(config: ServiceConfig, waiting: Waiting) -> Iterator[Flask]:
     """What answers requests, beside other processes that do."""
     with contextlib.closing(Database(config.database_url)) as database:
         ledger = Ledger(database)
-        dispatcher = Dispatcher(_broker_url(config), database, ledger, alone=False)
+        dispatcher = Dispatcher(_broker_url(config), database, ledger, alone=False, wake=waiting.wake)
         with _news(database, waiting), _running(dispatcher):
             yield create_app(config, database, ledger, dispatcher, waiting)
 
