@@ -1,14 +1,16 @@
-"""Tasks go out and results come in, over a real Valkey."""
+"""Tasks go out and results come in: SQLite with a real Valkey, PostgreSQL with a real RabbitMQ."""
 
 from __future__ import annotations
 
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from kombu import Connection, Consumer, Producer
+from kombu import Connection, Consumer, Message, Producer
+from servers import PrivateRabbitMQ
 from sqlalchemy import insert, select
 
 from farcall import wire
@@ -29,13 +31,13 @@ TIMEOUT_S = 30
 class Loop:
     """A database, a broker, and what stands between them; the test plays the agent."""
 
-    def __init__(self, folder: Path, database_url: str) -> None:
-        self.broker = Valkey(folder / "valkey", "127.0.0.1")
+    def __init__(self, database_url: str, broker_url: str) -> None:
+        self.broker_url = broker_url
         self.database = Database(database_url)
         self.ledger = Ledger(self.database)
         self.waiting = Waiting(max_waiters=10)
-        self.dispatcher = Dispatcher(self.broker.url, self.database, self.ledger)
-        self.collector = Collector(self.broker.url, self.database, self.ledger, self.dispatcher, self.waiting)
+        self.dispatcher = Dispatcher(broker_url, self.database, self.ledger)
+        self.collector = Collector(broker_url, self.database, self.ledger, self.dispatcher, self.waiting)
         now = time.time()
         with self.database.writing() as connection:
             connection.execute(insert(User), {"id": OWNER, "name": "ada", "created_at": now})
@@ -66,19 +68,21 @@ class Loop:
         """Receive so many messages of an endpoint's task queue."""
         received: list[tuple[wire.Message, dict[str, str]]] = []
 
-        def keep(message: object) -> None:
-            received.append((wire.decode(message.body), dict(message.headers)))  # type: ignore[attr-defined]
-            message.ack()  # type: ignore[attr-defined]
+        def keep(message: Message) -> None:
+            # Over AMQP, what is marked as UTF-8 comes as text.
+            body = message.body if isinstance(message.body, bytes) else message.body.encode()
+            received.append((wire.decode(body), dict(message.headers)))
+            message.ack()
 
         queue = queues.tasks_queue(endpoint_id)
-        with queues.connect(self.broker.url) as connection, Consumer(connection.channel(), [queue], on_message=keep):
+        with queues.connect(self.broker_url) as connection, Consumer(connection.channel(), [queue], on_message=keep):
             while len(received) < messages:
                 connection.drain_events(timeout=TIMEOUT_S)
         return received
 
     def say(self, endpoint_id: str, queue: queues.Queue, body: bytes) -> None:
         """Publish as an endpoint's agent does."""
-        with queues.connect(self.broker.url) as connection:
+        with queues.connect(self.broker_url) as connection:
             Producer(connection.channel()).publish(
                 body,
                 exchange=queue.exchange,
@@ -96,18 +100,42 @@ class Loop:
     def state_of(self, task_id: str) -> str:
         return str(self.ledger.tasks([task_id])[0].state)
 
+    @contextmanager
+    def running(self) -> Iterator[Loop]:
+        self.dispatcher.start()
+        self.collector.start()
+        yield self
+        self.collector.stop()
+        self.dispatcher.stop()
+        self.database.close()
+
 
 @pytest.fixture
-def loop(tmp_path: Path, database_url: str) -> Iterator[Loop]:
-    loop = Loop(tmp_path, database_url)
-    loop.broker.start()
-    loop.dispatcher.start()
-    loop.collector.start()
-    yield loop
-    loop.collector.stop()
-    loop.dispatcher.stop()
-    loop.broker.stop()
-    loop.database.close()
+def valkey(tmp_path: Path) -> Iterator[Valkey]:
+    """A broker that has not been started."""
+    broker = Valkey(tmp_path / "valkey", "127.0.0.1")
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture
+def broker_url(request: pytest.FixtureRequest, database_url: str) -> Iterator[str]:
+    """The broker that goes with the database."""
+    if database_url.startswith("sqlite"):
+        valkey: Valkey = request.getfixturevalue("valkey")
+        valkey.start()
+        yield valkey.url
+    else:
+        rabbitmq: PrivateRabbitMQ = request.getfixturevalue("rabbitmq")
+        yield rabbitmq.url
+        # The others are named after endpoints, which each test makes anew.
+        queues.delete(rabbitmq.url, queues.RESULTS, queues.HEARTBEATS)
+
+
+@pytest.fixture
+def loop(database_url: str, broker_url: str) -> Iterator[Loop]:
+    with Loop(database_url, broker_url).running() as running:
+        yield running
 
 
 def test_an_agent_that_takes_batches_gets_many_tasks_and_their_code_once(loop: Loop) -> None:
@@ -271,36 +299,31 @@ def test_what_still_waits_on_the_queue_is_not_sent_again(loop: Loop, monkeypatch
     assert loop.dispatcher.queued_messages(endpoint_id) == 1
 
 
-def test_a_submit_during_the_brokers_absence_goes_out_when_it_is_back(tmp_path: Path, database_url: str) -> None:
-    loop = Loop(tmp_path, database_url)
-    loop.dispatcher.start()
-    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
-    receipt = loop.submit(endpoint_id, 3)
+def test_a_submit_during_the_brokers_absence_goes_out_when_it_is_back(database_url: str, valkey: Valkey) -> None:
+    with Loop(database_url, valkey.url).running() as loop:
+        endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+        receipt = loop.submit(endpoint_id, 3)
 
-    loop.broker.start()
-    try:
+        valkey.start()
         ((batch, _),) = loop.take(endpoint_id)
-    finally:
-        loop.dispatcher.stop()
-        loop.broker.stop()
-        loop.database.close()
 
     assert isinstance(batch, wire.TaskBatch)
     assert [task.task_id for task in batch.tasks] == receipt.tasks[FUNCTION]
 
 
-def test_a_broker_that_is_killed_comes_back_with_what_it_held(loop: Loop) -> None:
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_broker_that_is_killed_comes_back_with_what_it_held(loop: Loop, valkey: Valkey) -> None:
     endpoint_id = loop.add_endpoint(accepts=["task_batch"])
     receipt = loop.submit(endpoint_id, 3)
     loop.wait_until(lambda: loop.state_of(receipt.tasks[FUNCTION][0]) == "waiting-for-ep")
 
-    process = loop.broker._process
+    process = valkey._process
     assert process is not None
     process.kill()
     process.wait()
 
     def answers() -> bool:
-        connection = Connection(loop.broker.url)
+        connection = Connection(loop.broker_url)
         try:
             connection.connect()
         except connection.connection_errors:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import sys
 
+from amqp.exceptions import PreconditionFailed
 from sqlalchemy.engine import make_url
 
 from farcall.errors import ConfigurationError
@@ -28,6 +29,7 @@ def check(config: ServiceConfig, command: str) -> None:
             "--broker-url amqp://user:password@host:5672/vhost or in FARCALL_BROKER_URL"
         )
     _check_database(config)
+    queues.use_queue_type(config.queue_type)
     _check_broker(config.broker_url)
 
 
@@ -58,5 +60,10 @@ def _check_broker(broker_url: str) -> None:
         name = f"{connection.hostname}:{connection.port or ''}/{connection.virtual_host or ''}"
         try:
             queues.declare(broker_url, queues.RESULTS, queues.HEARTBEATS)
+        except PreconditionFailed as error:
+            raise ConfigurationError(
+                f"a queue of the broker {name} is not what FARCALL_QUEUE_TYPE says: {error.message}. Let that be the "
+                "type that the queue has, or remove the queue while no endpoint runs (rabbitmqctl delete_queue results)"
+            ) from error
         except (*connection.connection_errors, *connection.channel_errors, OSError) as error:
             raise ConfigurationError(f"the broker {name} cannot be used: {error}") from error

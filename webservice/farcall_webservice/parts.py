@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from flask import Flask
 
+from farcall_webservice import queues
 from farcall_webservice.app import create_app
 from farcall_webservice.collector import Collector
 from farcall_webservice.config import ServiceConfig
@@ -20,6 +21,7 @@ from farcall_webservice.waiting import Waiting
 @contextlib.contextmanager
 def everything(config: ServiceConfig, database: Database, waiting: Waiting) -> Iterator[Flask]:
     """What one process needs to be the whole service."""
+    queues.use_queue_type(config.queue_type)
     ledger = Ledger(database)
     dispatcher = Dispatcher(_broker_url(config), database, ledger, alone=True, wake=waiting.wake)
     collector = Collector(_broker_url(config), database, ledger, dispatcher, waiting)
@@ -30,6 +32,7 @@ def everything(config: ServiceConfig, database: Database, waiting: Waiting) -> I
 @contextlib.contextmanager
 def web(config: ServiceConfig, waiting: Waiting) -> Iterator[Flask]:
     """What answers requests, beside other processes that do."""
+    queues.use_queue_type(config.queue_type)
     with contextlib.closing(Database(config.database_url)) as database:
         ledger = Ledger(database)
         dispatcher = Dispatcher(_broker_url(config), database, ledger, alone=False, wake=waiting.wake)
@@ -40,6 +43,7 @@ def web(config: ServiceConfig, waiting: Waiting) -> Iterator[Flask]:
 @contextlib.contextmanager
 def collecting(config: ServiceConfig) -> Iterator[None]:
     """What brings results in, beside other processes that do. Nobody waits for them in this one."""
+    queues.use_queue_type(config.queue_type)
     with contextlib.closing(Database(config.database_url)) as database:
         ledger = Ledger(database)
         dispatcher = Dispatcher(_broker_url(config), database, ledger, alone=False)
