@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from servers import PrivatePostgres
+from servers import PrivatePostgres, needs, private_postgres
 from werkzeug.test import TestResponse
 
 from farcall import wire
@@ -190,6 +190,14 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     url = server.database(like=request.getfixturevalue("postgres_with_tables"))
     yield ServiceConfig.from_environment({}, database_url=url).database_url
     server.drop(url)
+
+
+@pytest.fixture
+def own_postgres(tmp_path: Path) -> Iterator[PrivatePostgres]:
+    """A server that the test may stop."""
+    needs("postgres")
+    with private_postgres(tmp_path / "postgres") as server:
+        yield server
 
 
 @pytest.fixture

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from running import BIN, environment_for
-from servers import PrivatePostgres, needs, private_postgres
+from servers import PrivatePostgres
 from sqlalchemy import text
 
 from farcall.errors import ConfigurationError
@@ -19,14 +18,6 @@ from farcall_webservice.database import Database
 
 if TYPE_CHECKING:
     from conftest import Person, Service
-
-
-@pytest.fixture
-def own_postgres(tmp_path: Path) -> Iterator[PrivatePostgres]:
-    """A server that the test may stop."""
-    needs("postgres")
-    with private_postgres(tmp_path / "postgres") as server:
-        yield server
 
 
 def driver_url(url: str) -> str:

@@ -14,7 +14,8 @@ from sqlalchemy import insert, select
 
 from farcall import wire
 from farcall_webservice import queues
-from farcall_webservice.dispatch import CHARACTERS_PER_MESSAGE, TASKS_PER_MESSAGE
+from farcall_webservice.dispatch import CHARACTERS_PER_MESSAGE, TASKS_PER_MESSAGE, Dispatcher
+from farcall_webservice.ledger import Ledger
 from farcall_webservice.models import Endpoint, Function
 from farcall_webservice.valkey import Valkey
 
@@ -215,6 +216,23 @@ def test_a_submit_during_the_brokers_absence_goes_out_when_it_is_back(database_u
 
         valkey.start()
         ((batch, _),) = loop.take(endpoint_id)
+
+    assert isinstance(batch, wire.TaskBatch)
+    assert [task.task_id for task in batch.tasks] == receipt.tasks[FUNCTION]
+
+
+def test_what_a_dead_process_has_left_is_published_by_another(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    monkeypatch.setattr("farcall_webservice.ledger.CLAIM_S", 0.0)
+    monkeypatch.setattr("farcall_webservice.dispatch.SWEEP_S", 0.05)
+    loop.dispatcher.stop()
+    successor = Dispatcher(loop.broker_url, loop.database, Ledger(loop.database), alone=False)
+    successor.start()
+
+    # Committed by a process that does not live to publish it.
+    receipt = Ledger(loop.database).submit(owner_id=OWNER, endpoint_id=endpoint_id, payloads={FUNCTION: ["p"]})
+    ((batch, _),) = loop.take(endpoint_id)
+    successor.stop()
 
     assert isinstance(batch, wire.TaskBatch)
     assert [task.task_id for task in batch.tasks] == receipt.tasks[FUNCTION]

@@ -10,7 +10,7 @@ import pytest
 from carrying import FUNCTION, Loop
 from kombu import Queue
 from running import BIN, environment_for
-from servers import PrivatePostgres, PrivateRabbitMQ, needs, private_postgres, private_rabbitmq
+from servers import PrivatePostgres, PrivateRabbitMQ, needs, private_rabbitmq
 
 from farcall import wire
 from farcall_webservice import queues
@@ -109,27 +109,22 @@ def test_what_the_broker_refuses_does_not_count_as_published(vhost: str) -> None
             publisher.confirm()
 
 
-def test_results_that_come_while_the_database_is_away_are_written_when_it_is_back(tmp_path: Path, vhost: str) -> None:
-    needs("postgres")
-    with private_postgres(tmp_path / "postgres") as postgres:
-        loop = Loop(new_database(postgres), vhost)
-        with loop.running():
-            endpoint_id = loop.add_endpoint(accepts=["task_batch"])
-            (task_id,) = loop.submit(endpoint_id).tasks[FUNCTION]
-            loop.take(endpoint_id)
-            loop.wait_until(lambda: loop.state_of(task_id) == "waiting-for-ep")
-
-            postgres.stop()
-            loop.say(endpoint_id, queues.RESULTS, wire.encode(wire.Result(task_id, "value")))
-            postgres.start()
-
-            loop.wait_until(lambda: loop.state_of(task_id) == "success")
-
-
-def new_database(postgres: PrivatePostgres) -> str:
-    url = ServiceConfig.from_environment({}, database_url=postgres.database()).database_url
+def test_results_that_come_while_the_database_is_away_are_written_when_it_is_back(
+    own_postgres: PrivatePostgres, vhost: str
+) -> None:
+    url = ServiceConfig.from_environment({}, database_url=own_postgres.url).database_url
     subprocess.run([BIN / "farcall-webservice", "db", "upgrade", "--database-url", url], check=True)
-    return url
+    with Loop(url, vhost).running() as loop:
+        endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+        (task_id,) = loop.submit(endpoint_id).tasks[FUNCTION]
+        loop.take(endpoint_id)
+        loop.wait_until(lambda: loop.state_of(task_id) == "waiting-for-ep")
+
+        own_postgres.stop()
+        loop.say(endpoint_id, queues.RESULTS, wire.encode(wire.Result(task_id, "value")))
+        own_postgres.start()
+
+        loop.wait_until(lambda: loop.state_of(task_id) == "success")
 
 
 @on_postgres
