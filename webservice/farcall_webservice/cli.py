@@ -46,6 +46,11 @@ BrokerUrl = Annotated[
     str | None, typer.Option(help="[FARCALL_BROKER_URL, else a broker of its own] redis://... or amqp://...")
 ]
 
+QueueType = Annotated[
+    str | None,
+    typer.Option(help="Of the queues of tasks and results on RabbitMQ: classic or quorum [FARCALL_QUEUE_TYPE]."),
+]
+
 
 @app.command()
 def serve(
@@ -74,11 +79,18 @@ def web(
     ] = None,
     database_url: DatabaseUrl = None,
     broker_url: BrokerUrl = None,
+    queue_type: QueueType = None,
 ) -> None:
     """Answer requests, beside other processes that do: needs PostgreSQL, a broker and `collect`."""
     with _clear_errors():
         config = _config(
-            host=host, port=port, workers=workers, threads=threads, database_url=database_url, broker_url=broker_url
+            host=host,
+            port=port,
+            workers=workers,
+            threads=threads,
+            database_url=database_url,
+            broker_url=broker_url,
+            queue_type=queue_type,
         )
 
         from farcall_webservice import web
@@ -87,10 +99,10 @@ def web(
 
 
 @app.command()
-def collect(database_url: DatabaseUrl = None, broker_url: BrokerUrl = None) -> None:
+def collect(database_url: DatabaseUrl = None, broker_url: BrokerUrl = None, queue_type: QueueType = None) -> None:
     """Bring results in, beside other processes that do: needs PostgreSQL and a broker."""
     with _clear_errors():
-        config = _config(database_url=database_url, broker_url=broker_url)
+        config = _config(database_url=database_url, broker_url=broker_url, queue_type=queue_type)
 
         from farcall_webservice import collect
 
