@@ -14,7 +14,7 @@ from sqlalchemy import Row, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from farcall.wire import Command
-from farcall_webservice import access, queues
+from farcall_webservice import access, accounts, queues
 from farcall_webservice.auth import Caller
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.errors import ApiError, forbidden, not_found
@@ -45,6 +45,8 @@ def register(caller: Caller, endpoint_id: str | None, body: dict[str, Any]) -> d
     except IntegrityError:
         # Two registered the same new id at once, and the other one was first: now it is known.
         _write(own, caller, registered_id, body)
+    # Only now: an endpoint that is locked or somebody else's has no account made for it.
+    url = accounts.url_for_endpoint(url, registered_id)
     return {"endpoint_id": registered_id, "warnings": [], **queues.queue_infos(registered_id, url)}
 
 
@@ -79,6 +81,7 @@ def lock(caller: Caller, endpoint_id: str) -> float:
         access.owned_endpoint(connection, caller, endpoint_id)
         connection.execute(update(Endpoint).where(Endpoint.id == endpoint_id).values(locked_until=until))
     own.dispatcher.command(endpoint_id, Command("stop", "The endpoint was stopped from elsewhere."))
+    accounts.remove_endpoint(endpoint_id)
     return until
 
 
@@ -89,6 +92,7 @@ def delete(caller: Caller, endpoint_id: str) -> None:
         access.owned_endpoint(connection, caller, endpoint_id)
         connection.execute(update(Endpoint).where(Endpoint.id == endpoint_id).values(deleted_at=time.time()))
     own.dispatcher.command(endpoint_id, Command("stop", "The endpoint was deleted."))
+    accounts.remove_endpoint(endpoint_id)
     fail_tasks_of_deleted(own, endpoint_id)
     _delete_tasks_queue(own.config, endpoint_id)
 
@@ -140,7 +144,7 @@ def _broker_url(config: ServiceConfig) -> str:
     """The broker's URL for the agent that asks: it reaches the broker as it reached us."""
     assert config.broker_url is not None
     asked = urlsplit(config.public_url or f"//{request.host}").hostname
-    return queues.reachable_url(config.broker_url, asked)
+    return queues.reachable_url(config.broker_public_url or config.broker_url, asked)
 
 
 def _declare_queues(config: ServiceConfig, endpoint_id: str) -> None:
