@@ -39,7 +39,7 @@ _KEY = "farcall accounts"
 class Accounts(Protocol):
     """Turns the broker's URL into the one for somebody in particular."""
 
-    def for_endpoint(self, broker_url: str, endpoint_id: str) -> str: ...
+    def for_endpoint(self, broker_url: str, endpoint_id: str, *, renewed: bool = False) -> str: ...
 
     def for_user(self, broker_url: str, user_id: str) -> str: ...
 
@@ -49,7 +49,7 @@ class Accounts(Protocol):
 class SharedAccount:
     """Everybody uses the account in the URL."""
 
-    def for_endpoint(self, broker_url: str, endpoint_id: str) -> str:
+    def for_endpoint(self, broker_url: str, endpoint_id: str, *, renewed: bool = False) -> str:
         return broker_url
 
     def for_user(self, broker_url: str, user_id: str) -> str:
@@ -69,10 +69,10 @@ class OwnAccounts:
         self._secret: bytes | None = None
         self._made: dict[str, float] = {}
 
-    def for_endpoint(self, broker_url: str, endpoint_id: str) -> str:
+    def for_endpoint(self, broker_url: str, endpoint_id: str, *, renewed: bool = False) -> str:
         """It may take its tasks and commands, and say things in its own name."""
         name = _endpoint_account(endpoint_id)
-        if not self._is_made(name):
+        if renewed or not self._is_made(name):
             self._management.put_account(
                 name,
                 self._password(name),
@@ -133,10 +133,13 @@ def init_app(app: Flask, accounts: Accounts) -> None:
     app.extensions[_KEY] = accounts
 
 
-def url_for_endpoint(broker_url: str, endpoint_id: str) -> str:
-    """The broker's URL for an endpoint, or for a child of one under the child's id. In a request."""
+def url_for_endpoint(broker_url: str, endpoint_id: str, *, renewed: bool = False) -> str:
+    """The broker's URL for an endpoint, or for a child of one under the child's id. In a request.
+
+    ``renewed``: the account is made again even if it has just been made; somebody may have been refused.
+    """
     try:
-        return _own().for_endpoint(broker_url, endpoint_id)
+        return _own().for_endpoint(broker_url, endpoint_id, renewed=renewed)
     except ManagementError as error:
         raise _unavailable(error) from error
 

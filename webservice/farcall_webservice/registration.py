@@ -46,7 +46,7 @@ def register(caller: Caller, endpoint_id: str | None, body: dict[str, Any]) -> d
         # Two registered the same new id at once, and the other one was first: now it is known.
         _write(own, caller, registered_id, body)
     # Only now: an endpoint that is locked or somebody else's has no account made for it.
-    url = accounts.url_for_endpoint(url, registered_id)
+    url = accounts.url_for_endpoint(url, registered_id, renewed=True)
     return {"endpoint_id": registered_id, "warnings": [], **queues.queue_infos(registered_id, url)}
 
 
