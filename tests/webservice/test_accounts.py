@@ -48,7 +48,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 @pytest.fixture
 def own(broker: PrivateRabbitMQ, url: str, database: Database) -> OwnAccounts:
-    return OwnAccounts(Management(broker.management_url, accounts.vhost_of(url)), database)
+    return OwnAccounts(url, Management(broker.management_url, accounts.vhost_of(url)), database)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_an_endpoint_may_take_its_tasks_and_say_things_in_its_own_name(
     own: OwnAccounts, url: str, two: tuple[str, str]
 ) -> None:
     me, _ = two
-    with connected(own.for_endpoint(url, me)) as connection:
+    with connected(own.for_endpoint(me, None)) as connection:
         channel = connection.channel()
         for name in ("tasks", "commands"):
             # As Globus Compute's endpoints do before they consume.
@@ -96,7 +96,7 @@ def test_an_endpoint_may_take_its_tasks_and_say_things_in_its_own_name(
 
 def test_an_endpoint_may_do_nothing_with_what_is_anothers(own: OwnAccounts, url: str, two: tuple[str, str]) -> None:
     me, other = two
-    mine = own.for_endpoint(url, me)
+    mine = own.for_endpoint(me, None)
     for forbidden in (
         read(f"{other}.tasks"),
         read(f"{other}.commands"),
@@ -114,7 +114,7 @@ def test_an_endpoint_may_do_nothing_with_what_is_anothers(own: OwnAccounts, url:
 def test_a_user_may_read_the_results_of_their_own_groups(own: OwnAccounts, url: str) -> None:
     me, other = str(uuid.uuid4()), str(uuid.uuid4())
     queues.declare(url, Queue(f"tg.{me}.1", durable=True), Queue(f"tg.{other}.1", durable=True))
-    mine = own.for_user(url, me)
+    mine = own.for_user(me, None)
 
     with connected(mine) as connection:
         read(f"tg.{me}.1")(connection)
@@ -127,19 +127,21 @@ def test_every_process_hands_out_the_same(
     own: OwnAccounts, broker: PrivateRabbitMQ, url: str, tmp_path: Path, database: Database
 ) -> None:
     another_process = OwnAccounts(
-        Management(broker.management_url, accounts.vhost_of(url)), Database(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+        url,
+        Management(broker.management_url, accounts.vhost_of(url)),
+        Database(f"sqlite:///{tmp_path / 'ledger.sqlite'}"),
     )
 
-    assert own.for_endpoint(url, "e") == another_process.for_endpoint(url, "e")
-    assert own.for_endpoint(url, "e") != own.for_endpoint(url, "f")
-    assert own.for_endpoint(url, "e").rpartition("@")[2] == url.rpartition("@")[2]
+    assert own.for_endpoint("e", None) == another_process.for_endpoint("e", None)
+    assert own.for_endpoint("e", None) != own.for_endpoint("f", None)
+    assert own.for_endpoint("e", None).rpartition("@")[2] == url.rpartition("@")[2]
 
 
 def test_a_removed_endpoint_loses_its_connections_and_can_have_its_account_again(
     own: OwnAccounts, url: str, two: tuple[str, str]
 ) -> None:
     me, _ = two
-    mine = own.for_endpoint(url, me)
+    mine = own.for_endpoint(me, None)
     with connected(mine) as connection:
         read(f"{me}.tasks")(connection)
 
@@ -150,7 +152,7 @@ def test_a_removed_endpoint_loses_its_connections_and_can_have_its_account_again
             connection.drain_events(timeout=30)
     with pytest.raises(amqp.AccessRefused):
         connected(mine).connect()
-    assert own.for_endpoint(url, me) == mine
+    assert own.for_endpoint(me, None) == mine
     with connected(mine) as connection:
         read(f"{me}.tasks")(connection)
 
@@ -159,7 +161,7 @@ def test_an_administrator_who_is_none_is_said(broker: PrivateRabbitMQ, url: str,
     wrong = broker.management_url.replace("farcall:", "farcall:not-")
 
     with pytest.raises(ManagementError, match="refuses the account of the setting broker_admin_url") as raised:
-        OwnAccounts(Management(wrong, accounts.vhost_of(url)), database).for_endpoint(url, "e")
+        OwnAccounts(url, Management(wrong, accounts.vhost_of(url)), database).for_endpoint(url, "e")
 
     assert "not-" not in str(raised.value)
 

@@ -37,23 +37,35 @@ _KEY = "farcall accounts"
 
 
 class Accounts(Protocol):
-    """Turns the broker's URL into the one for somebody in particular."""
+    """Knows the broker's URL for each endpoint and each user.
 
-    def for_endpoint(self, broker_url: str, endpoint_id: str, *, renewed: bool = False) -> str: ...
+    ``reached_as`` is the host by which they reached the service: a broker that listens everywhere has none of its own.
+    """
 
-    def for_user(self, broker_url: str, user_id: str) -> str: ...
+    def for_endpoint(self, endpoint_id: str, reached_as: str | None, *, renewed: bool = False) -> str:
+        """An endpoint's URL, or that of a child of one under the child's id. May raise ManagementError.
 
-    def remove_endpoint(self, endpoint_id: str) -> None: ...
+        ``renewed``: its account is made again even if it has just been made; somebody may have been refused.
+        """
+
+    def for_user(self, user_id: str, reached_as: str | None) -> str:
+        """The URL of a user who waits for results. May raise ManagementError."""
+
+    def remove_endpoint(self, endpoint_id: str) -> None:
+        """Refuse an endpoint, and end its connections. May raise ManagementError."""
 
 
 class SharedAccount:
-    """Everybody uses the account in the URL."""
+    """Everybody uses the account in the broker's URL."""
 
-    def for_endpoint(self, broker_url: str, endpoint_id: str, *, renewed: bool = False) -> str:
-        return broker_url
+    def __init__(self, broker_url: str) -> None:
+        self._broker_url = broker_url
 
-    def for_user(self, broker_url: str, user_id: str) -> str:
-        return broker_url
+    def for_endpoint(self, endpoint_id: str, reached_as: str | None, *, renewed: bool = False) -> str:
+        return queues.reachable_url(self._broker_url, reached_as)
+
+    def for_user(self, user_id: str, reached_as: str | None) -> str:
+        return queues.reachable_url(self._broker_url, reached_as)
 
     def remove_endpoint(self, endpoint_id: str) -> None:
         """There is none of its own."""
@@ -62,14 +74,15 @@ class SharedAccount:
 class OwnAccounts:
     """An account each, made through RabbitMQ's management API. May be used by several threads at a time."""
 
-    def __init__(self, management: Management, database: Database) -> None:
+    def __init__(self, broker_url: str, management: Management, database: Database) -> None:
+        self._broker_url = broker_url
         self._management = management
         self._database = database
         self._lock = threading.Lock()
         self._secret: bytes | None = None
         self._made: dict[str, float] = {}
 
-    def for_endpoint(self, broker_url: str, endpoint_id: str, *, renewed: bool = False) -> str:
+    def for_endpoint(self, endpoint_id: str, reached_as: str | None, *, renewed: bool = False) -> str:
         """It may take its tasks and commands, and say things in its own name."""
         name = _endpoint_account(endpoint_id)
         if renewed or not self._is_made(name):
@@ -84,18 +97,17 @@ class OwnAccounts:
                 },
             )
             self._note(name)
-        return _with_account(broker_url, name, self._password(name))
+        return self._url(name, reached_as)
 
-    def for_user(self, broker_url: str, user_id: str) -> str:
+    def for_user(self, user_id: str, reached_as: str | None) -> str:
         """They may read the results of their task groups."""
         name = f"farcall-user-{user_id}"
         if not self._is_made(name):
             self._management.put_account(name, self._password(name), read=rf"^tg\.{user_id}\..*$", write="^$")
             self._note(name)
-        return _with_account(broker_url, name, self._password(name))
+        return self._url(name, reached_as)
 
     def remove_endpoint(self, endpoint_id: str) -> None:
-        """Refuse an endpoint, and end its connections."""
         name = _endpoint_account(endpoint_id)
         with self._lock:
             self._made.pop(name, None)
@@ -111,6 +123,11 @@ class OwnAccounts:
             self._made = {key: made for key, made in self._made.items() if now - made < BELIEVED_FOR_S}
             self._made[name] = now
 
+    def _url(self, name: str, reached_as: str | None) -> str:
+        parts = urlsplit(queues.reachable_url(self._broker_url, reached_as))
+        host = parts.netloc.rpartition("@")[2]
+        return parts._replace(netloc=f"{name}:{self._password(name)}@{host}").geturl()
+
     def _password(self, name: str) -> str:
         if self._secret is None:
             self._secret = _shared_secret(self._database)
@@ -119,35 +136,34 @@ class OwnAccounts:
 
 def make(config: ServiceConfig, database: Database) -> Accounts:
     """What the settings ask for. Raises :class:`ConfigurationError` if they do not go together."""
+    assert config.broker_url is not None
+    handed_out = config.broker_public_url or config.broker_url
     if config.broker_admin_url is None:
-        return SharedAccount()
-    if not (config.broker_url or "").startswith("amqp"):
+        return SharedAccount(handed_out)
+    if not queues.speaks_amqp(config.broker_url):
         raise ConfigurationError(
             "broker_admin_url is set, but the broker is not RabbitMQ, which alone can give each endpoint and user an "
             "account of their own: set broker_url to an amqp:// URL, or leave broker_admin_url out"
         )
-    return OwnAccounts(Management(config.broker_admin_url, vhost_of(config.broker_url or "")), database)
+    return OwnAccounts(handed_out, Management(config.broker_admin_url, vhost_of(config.broker_url)), database)
 
 
 def init_app(app: Flask, accounts: Accounts) -> None:
     app.extensions[_KEY] = accounts
 
 
-def url_for_endpoint(broker_url: str, endpoint_id: str, *, renewed: bool = False) -> str:
-    """The broker's URL for an endpoint, or for a child of one under the child's id. In a request.
-
-    ``renewed``: the account is made again even if it has just been made; somebody may have been refused.
-    """
+def url_for_endpoint(endpoint_id: str, reached_as: str | None) -> str:
+    """The broker's URL for an endpoint that registers. In a request."""
     try:
-        return _own().for_endpoint(broker_url, endpoint_id, renewed=renewed)
+        return _own().for_endpoint(endpoint_id, reached_as, renewed=True)
     except ManagementError as error:
         raise _unavailable(error) from error
 
 
-def url_for_user(broker_url: str, user_id: str) -> str:
+def url_for_user(user_id: str, reached_as: str | None) -> str:
     """The broker's URL for a user's results. In a request."""
     try:
-        return _own().for_user(broker_url, user_id)
+        return _own().for_user(user_id, reached_as)
     except ManagementError as error:
         raise _unavailable(error) from error
 
@@ -177,11 +193,6 @@ def _own() -> Accounts:
 
 def _endpoint_account(endpoint_id: str) -> str:
     return f"farcall-endpoint-{endpoint_id}"
-
-
-def _with_account(broker_url: str, name: str, password: str) -> str:
-    parts = urlsplit(broker_url)
-    return parts._replace(netloc=f"{name}:{password}@{parts.netloc.rpartition('@')[2]}").geturl()
 
 
 def _shared_secret(database: Database) -> bytes:

@@ -28,12 +28,16 @@ db = typer.Typer(help="The ledger's database.", no_args_is_help=True)
 user = typer.Typer(help="Who may hold tokens.", no_args_is_help=True)
 token = typer.Typer(help="Bearer tokens.", no_args_is_help=True)
 group = typer.Typer(help="People who share functions with one another.", no_args_is_help=True)
+client = typer.Typer(help="Programs that log in by themselves, or log people in (OAuth 2).", no_args_is_help=True)
 app.add_typer(db, name="db")
 app.add_typer(user, name="user")
 app.add_typer(token, name="token")
+app.add_typer(client, name="client")
 app.add_typer(group, name="group")
 
 Home = Annotated[Path | None, typer.Option(help="Where everything is kept [FARCALL_HOME, else ~/.farcall].")]
+Host = Annotated[str | None, typer.Option(help="The address to listen on [FARCALL_HOST, else 127.0.0.1].")]
+Port = Annotated[int | None, typer.Option(help="The port to listen on; 0 = any free one [FARCALL_PORT, else 5000].")]
 DatabaseUrl = Annotated[
     str | None,
     typer.Option(help="[FARCALL_DATABASE_URL, else a SQLite file in the home] sqlite:///... or postgresql://..."),
@@ -52,8 +56,8 @@ BrokerAdminUrl = Annotated[
 
 @app.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="The address to listen on [127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="The port to listen on; 0 = any free one [5000].")] = None,
+    host: Host = None,
+    port: Port = None,
     home: Home = None,
     database_url: DatabaseUrl = None,
     broker_url: BrokerUrl = None,
@@ -73,6 +77,39 @@ def serve(
         from farcall_webservice import embedded
 
         embedded.serve(config)
+
+
+@app.command()
+def web(
+    host: Host = None,
+    port: Port = None,
+    workers: Annotated[int | None, typer.Option(help="Processes [FARCALL_WORKERS, else 2].")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of each; a waiting request keeps one [FARCALL_THREADS, else 200].")
+    ] = None,
+    database_url: DatabaseUrl = None,
+    broker_url: BrokerUrl = None,
+) -> None:
+    """Answer requests, beside other processes that do: needs PostgreSQL, a broker and `collect`."""
+    with _clear_errors():
+        config = _config(
+            host=host, port=port, workers=workers, threads=threads, database_url=database_url, broker_url=broker_url
+        )
+
+        from farcall_webservice import web
+
+        web.serve(config)
+
+
+@app.command()
+def collect(database_url: DatabaseUrl = None, broker_url: BrokerUrl = None) -> None:
+    """Bring results in, beside other processes that do: needs PostgreSQL and a broker."""
+    with _clear_errors():
+        config = _config(database_url=database_url, broker_url=broker_url)
+
+        from farcall_webservice import collect
+
+        collect.collect(config)
 
 
 @db.command("upgrade")
@@ -99,6 +136,81 @@ def list_users(home: Home = None, database_url: DatabaseUrl = None) -> None:
 
         for row in auth.users(database):
             typer.echo(f"{row.id}  {_day(row.created_at)}  {row.name}")
+
+
+@user.command("password")
+def set_password(
+    name: str,
+    stdin: Annotated[bool, typer.Option("--stdin", help="Read the first line of the standard input, unasked.")] = False,
+    home: Home = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Set a user's password for the login page. Only a slow hash of it is kept."""
+    with _database(home, database_url) as database:
+        from farcall_webservice import auth
+        from farcall_webservice.oauth import passwords
+
+        auth.known_user_id(database, name)
+        if stdin:
+            password = sys.stdin.readline().rstrip("\r\n")
+        else:
+            password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+        passwords.set_password(database, name, password)
+        typer.echo(f"{name} can log in with this password.")
+
+
+@user.command("logout")
+def log_user_out(name: str, home: Home = None, database_url: DatabaseUrl = None) -> None:
+    """End every login of a user. Tokens of `token create`, and what registered clients ask for anew, stay good."""
+    with _database(home, database_url) as database:
+        from farcall_webservice.oauth import issuing
+
+        issuing.end_logins(database, name)
+        typer.echo(f"{name} is logged out everywhere.")
+
+
+@client.command("create")
+def create_client(
+    user_name: Annotated[str, typer.Argument(metavar="USER", help="Whom it acts as; made if there is none.")],
+    name: Annotated[str, typer.Option(help="What people see at a login [USER].")] = "",
+    redirect_uri: Annotated[
+        list[str] | None, typer.Option(help="It may also log people in, and leads them here after it; repeatable.")
+    ] = None,
+    home: Home = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Print the id and the secret of a new client. The secret is not kept: whoever loses it needs a new client."""
+    with _database(home, database_url) as database:
+        from farcall_webservice.oauth import clients
+
+        client_id, secret = clients.create(database, user_name, name=name, redirect_uris=redirect_uri or ())
+        typer.echo(f"FARCALL_CLIENT_ID={client_id}")
+        typer.echo(f"FARCALL_CLIENT_SECRET={secret}")
+
+
+@client.command("list")
+def list_clients(home: Home = None, database_url: DatabaseUrl = None) -> None:
+    """Every client, without its secret: id, since when, state, user, name."""
+    with _database(home, database_url) as database:
+        from farcall_webservice.oauth import clients
+
+        for row in clients.listed(database):
+            state = "active" if row.revoked_at is None else f"revoked {_day(row.revoked_at)}"
+            typer.echo(f"{row.id}  {_day(row.created_at)}  {state}  {row.user_name}  {row.name}")
+
+
+@client.command("revoke")
+def revoke_client(
+    client_id: Annotated[str, typer.Argument(metavar="ID", help="As `client list` shows it.")],
+    home: Home = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Refuse a client, and every token that it was given, from now on."""
+    with _database(home, database_url) as database:
+        from farcall_webservice.oauth import clients
+
+        clients.revoke(database, client_id)
+        typer.echo(f"Client {client_id} is revoked, with all its tokens.")
 
 
 @token.command("create")
@@ -185,17 +297,16 @@ def _database(home: Path | None, database_url: str | None) -> Iterator[Database]
     with _clear_errors():
         config = _config(home=home, database_url=database_url)
 
-        from sqlalchemy.exc import OperationalError
+        from farcall_webservice.database import UNAVAILABLE, Database, cause_of
 
-        from farcall_webservice.database import Database
-
-        config.service_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if config.database_url.startswith("sqlite"):
+            config.service_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         database = Database(config.database_url)
         try:
             database.migrate()
             yield database
-        except OperationalError as error:
-            _end(f"the database cannot be used: {error.orig}")
+        except UNAVAILABLE as error:
+            _end(f"the database cannot be used: {cause_of(error)}")
         finally:
             database.close()
 

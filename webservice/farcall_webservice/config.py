@@ -33,6 +33,9 @@ class ServiceConfig:
     host: str = "127.0.0.1"
     #: 5000 is what the Globus SDK's ``local`` environment is hard-wired to. 0 = any free port.
     port: int = 5000
+    #: Processes of `web`, and threads of each. A long-poll, one for each waiting executor, keeps a thread.
+    workers: int = 2
+    threads: int = 200
     #: How others reach the service, where that is not the address they name in their requests (a proxy).
     public_url: str | None = None
 
@@ -47,6 +50,9 @@ class ServiceConfig:
     max_batch_tasks: int = 10_000
     #: The longest that a request may wait for news.
     max_wait_s: float = 25.0
+
+    #: How long a token lives that a client asked for.
+    access_token_s: int = 48 * 3600
 
     #: An endpoint is online while its last report is younger than this many of its heartbeat periods.
     missed_heartbeats: float = 3.0
@@ -125,9 +131,12 @@ _VARIABLES = {
 }
 _WHOLE_NUMBERS = {
     "port": 65535,
+    "workers": 1000,
+    "threads": 10_000,
     "max_function_bytes": 1024 * MEGABYTE,
     "max_payload_bytes": 1024 * MEGABYTE,
     "max_batch_bytes": 1024 * MEGABYTE,
     "max_request_bytes": 1024 * MEGABYTE,
     "max_batch_tasks": 100_000,
+    "access_token_s": 365 * 86_400,
 }

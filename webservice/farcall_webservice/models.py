@@ -43,6 +43,8 @@ class User(Base):
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     name: Mapped[str] = mapped_column(String(255), unique=True)
     created_at: Mapped[float] = mapped_column(Seconds)
+    #: Null = logs in with tokens only.
+    password_hash: Mapped[str | None] = mapped_column(String(255))
 
 
 class Group(Base):
@@ -65,7 +67,11 @@ class Membership(Base):
 
 
 class Token(Base):
-    """A bearer token; only its SHA-256 is kept."""
+    """A bearer token; only its SHA-256 is kept.
+
+    Those of `token create` are good for everything. Those that a client was given have its id, and are good for their
+    scope alone.
+    """
 
     __tablename__ = "tokens"
 
@@ -74,8 +80,86 @@ class Token(Base):
     digest: Mapped[str] = mapped_column(String(64), unique=True)
     label: Mapped[str] = mapped_column(String(255), default="")
     created_at: Mapped[float] = mapped_column(Seconds)
-    expires_at: Mapped[float | None] = mapped_column(Seconds)
+    expires_at: Mapped[float | None] = mapped_column(Seconds, index=True)
     revoked_at: Mapped[float | None] = mapped_column(Seconds)
+    client_id: Mapped[str | None] = mapped_column(Id, index=True)
+    scope: Mapped[str | None] = mapped_column(Text)
+    resource_server: Mapped[str | None] = mapped_column(String(255))
+    #: The login that it came from: the id of its authorization code.
+    grant_id: Mapped[str | None] = mapped_column(Id, index=True)
+
+
+class OAuthClient(Base):
+    """A program that may ask for tokens, and acts as its user when it does so on its own."""
+
+    __tablename__ = "oauth_clients"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    name: Mapped[str] = mapped_column(String(255))
+    user_id: Mapped[str] = mapped_column(Id, ForeignKey("users.id"), index=True)
+    secret_digest: Mapped[str] = mapped_column(String(64))
+    redirect_uris: Mapped[list[str]] = mapped_column(JSON)
+    created_at: Mapped[float] = mapped_column(Seconds)
+    revoked_at: Mapped[float | None] = mapped_column(Seconds)
+
+
+class AuthorizationCode(Base):
+    """What a person's browser carries to the client after a login. Kept for a while, to notice a second use."""
+
+    __tablename__ = "authorization_codes"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    client_id: Mapped[str] = mapped_column(Id)
+    user_id: Mapped[str] = mapped_column(Id, ForeignKey("users.id"), index=True)
+    redirect_uri: Mapped[str] = mapped_column(Text)
+    scope: Mapped[str] = mapped_column(Text)
+    nonce: Mapped[str | None] = mapped_column(Text)
+    code_challenge: Mapped[str | None] = mapped_column(String(128))
+    #: Whether the client asked for refresh tokens.
+    offline: Mapped[bool] = mapped_column(Boolean)
+    created_at: Mapped[float] = mapped_column(Seconds)
+    expires_at: Mapped[float] = mapped_column(Seconds, index=True)
+    used_at: Mapped[float | None] = mapped_column(Seconds)
+
+
+class RefreshToken(Base):
+    """With it a client gets new access tokens of one resource server without the person."""
+
+    __tablename__ = "refresh_tokens"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    client_id: Mapped[str] = mapped_column(Id, index=True)
+    user_id: Mapped[str] = mapped_column(Id, ForeignKey("users.id"), index=True)
+    grant_id: Mapped[str] = mapped_column(Id, index=True)
+    scope: Mapped[str] = mapped_column(Text)
+    resource_server: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[float] = mapped_column(Seconds)
+    #: Moves with each use.
+    expires_at: Mapped[float] = mapped_column(Seconds, index=True)
+    revoked_at: Mapped[float | None] = mapped_column(Seconds)
+
+
+class SigningKey(Base):
+    """The key of a purpose, in PEM: every web process signs with the same one."""
+
+    __tablename__ = "signing_keys"
+
+    purpose: Mapped[str] = mapped_column(String(32), primary_key=True)
+    private_pem: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[float] = mapped_column(Seconds)
+
+
+class LoginFailure(Base):
+    """How often the password of a name was tried in vain of late. ``subject`` is the SHA-256 of the name."""
+
+    __tablename__ = "login_failures"
+
+    subject: Mapped[str] = mapped_column(String(64), primary_key=True)
+    failures: Mapped[int] = mapped_column(Integer)
+    last_at: Mapped[float] = mapped_column(Seconds, index=True)
+    blocked_until: Mapped[float] = mapped_column(Seconds)
 
 
 class Function(Base):
@@ -119,6 +203,15 @@ class Endpoint(Base):
     last_report: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     locked_until: Mapped[float | None] = mapped_column(Seconds)
     deleted_at: Mapped[float | None] = mapped_column(Seconds)
+    #: The host by which the agent reached the service, if that is how it should reach the broker too.
+    reached_as: Mapped[str | None] = mapped_column(String(255))
+    #: Of a user endpoint: the core endpoint that starts it. Nobody but the service knows such a row.
+    parent_id: Mapped[str | None] = mapped_column(Id, index=True)
+    user_endpoint_config: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    #: See `children`.
+    phase: Mapped[str | None] = mapped_column(String(10))
+    awaited_since: Mapped[float | None] = mapped_column(Seconds)
+    attempts: Mapped[int | None] = mapped_column(Integer)
 
 
 class TaskGroup(Base):
@@ -132,6 +225,17 @@ class TaskGroup(Base):
     #: The number of the group's latest result. Its row is locked while results are numbered, so that numbers become
     #: visible in their order, whoever commits first.
     last_result_seq: Mapped[int] = mapped_column(RowNumber, default=0)
+
+
+class ResultQueue(Base):
+    """That a group's results also go to a queue of the broker, and how far they have."""
+
+    __tablename__ = "result_queues"
+
+    task_group_id: Mapped[str] = mapped_column(Id, primary_key=True)
+    #: The number of the latest result that the broker has confirmed.
+    forwarded_seq: Mapped[int] = mapped_column(RowNumber, default=0)
+    created_at: Mapped[float] = mapped_column(Seconds)
 
 
 class Submission(Base):
@@ -177,7 +281,10 @@ class Task(Base):
     owner_id: Mapped[str] = mapped_column(Id)
     submission_id: Mapped[str] = mapped_column(Id, index=True)
     task_group_id: Mapped[str] = mapped_column(Id)
+    #: Where it was submitted to.
     endpoint_id: Mapped[str] = mapped_column(Id)
+    #: Whose queue it is on and who may report of it: that endpoint, or a user endpoint of its.
+    runner_id: Mapped[str] = mapped_column(Id)
     function_id: Mapped[str] = mapped_column(Id)
     payload: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(String(20))
@@ -202,7 +309,7 @@ class Task(Base):
         Index("ix_tasks_owner", "owner_id", "seq"),
         Index(
             "ix_tasks_unfinished",
-            "endpoint_id",
+            "runner_id",
             "state",
             sqlite_where=text("completed_at IS NULL"),
             postgresql_where=text("completed_at IS NULL"),

@@ -17,6 +17,9 @@ HEARTBEATS = Queue(
 #: What every message of ours carries beside its body.
 MESSAGE_PROPERTIES = {"content_type": "application/json", "content_encoding": "utf-8", "delivery_mode": 2}
 
+#: The broker forgets the queue of a group that nobody has consumed from, or had results on, for two weeks.
+GROUP_QUEUE_EXPIRES_S = 14 * 24 * 3600
+
 
 def tasks_queue(endpoint_id: str) -> Queue:
     """Where an endpoint's tasks wait for its agent."""
@@ -26,6 +29,22 @@ def tasks_queue(endpoint_id: str) -> Queue:
 def commands_queue(endpoint_id: str) -> Queue:
     """Where an agent is told to stop."""
     return Queue(f"{endpoint_id}.commands", durable=True)
+
+
+def group_queue(owner_id: str, task_group_id: str) -> Queue:
+    """Where the results of a group wait for Globus Compute's Executor."""
+    name = f"{group_queue_prefix(owner_id)}{task_group_id}"
+    return Queue(name, durable=True, expires=GROUP_QUEUE_EXPIRES_S)
+
+
+def group_queue_prefix(owner_id: str) -> str:
+    """What the names of all of a user's groups begin with, so that a broker can allow them one by one."""
+    return f"tg.{owner_id}."
+
+
+def speaks_amqp(broker_url: str) -> bool:
+    """Whether Globus Compute's programs, which speak nothing else, can talk with this broker."""
+    return broker_url.startswith("amqp")
 
 
 def connect(broker_url: str) -> Connection:
@@ -52,6 +71,19 @@ def declare(broker_url: str, *queues: Queue) -> None:
             queue(channel).declare()
 
 
+def delete(broker_url: str, *queues: Queue) -> None:
+    """Remove queues and what is on them. Whoever consumes one is told by the broker that it has gone."""
+    with connect(broker_url) as connection, connection.channel() as channel:
+        for queue in queues:
+            queue(channel).delete()
+
+
+def consumers(broker_url: str, queue: Queue) -> int:
+    """How many consume a queue, which is declared for that."""
+    with connect(broker_url) as connection, connection.channel() as channel:
+        return int(queue(channel).queue_declare().consumer_count)
+
+
 def endpoint_id_of(routing_key: str) -> str:
     """Who sent a message: ``<endpoint id>.results`` or ``<endpoint id>.heartbeats``."""
     return routing_key.rpartition(".")[0]
@@ -66,7 +98,12 @@ def reachable_url(broker_url: str, host: str | None) -> str:
     'redis://:secret@gateway.example.org:6379/0'
     >>> reachable_url("redis://:secret@127.0.0.1:6379/0", "gateway.example.org")
     'redis://:secret@127.0.0.1:6379/0'
+    >>> reachable_url("amqp://me:secret@broker.example.org//", "gateway.example.org")
+    'amqp://me:secret@broker.example.org/%2F'
     """
+    if speaks_amqp(broker_url) and broker_url.endswith("//"):
+        # For Kombu this is the virtual host "/", for Pika one without a name.
+        broker_url = f"{broker_url[:-1]}%2F"
     parts = urlsplit(broker_url)
     if host is None or parts.hostname not in ("0.0.0.0", "::"):
         return broker_url
