@@ -91,6 +91,7 @@ def test_an_endpoint_may_take_its_tasks_and_say_things_in_its_own_name(
         Queue(f"{me}.commands", channel=channel).purge()
         for name in ("results", "heartbeats"):
             Exchange(name, type="topic", channel=channel).declare(passive=True)
+            Queue(name, channel=channel).queue_declare(passive=True)
             publish(name, f"{me}.{name}")(connection)
 
 
