@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from flask import Flask
 
-from farcall_webservice import queues
+from farcall_webservice import accounts, queues
 from farcall_webservice.app import create_app
 from farcall_webservice.collector import Collector
 from farcall_webservice.config import ServiceConfig
@@ -23,7 +23,9 @@ def everything(config: ServiceConfig, database: Database, waiting: Waiting) -> I
     """What one process needs to be the whole service."""
     queues.use_queue_type(config.queue_type)
     ledger = Ledger(database)
-    dispatcher = Dispatcher(_broker_url(config), database, ledger, alone=True, wake=waiting.wake)
+    dispatcher = Dispatcher(
+        _broker_url(config), database, ledger, alone=True, accounts=accounts.make(config, database), wake=waiting.wake
+    )
     collector = Collector(_broker_url(config), database, ledger, dispatcher, waiting)
     with _news(database, waiting), _running(dispatcher), _running(collector):
         yield create_app(config, database, ledger, dispatcher, waiting)
@@ -35,7 +37,14 @@ def web(config: ServiceConfig, waiting: Waiting) -> Iterator[Flask]:
     queues.use_queue_type(config.queue_type)
     with contextlib.closing(Database(config.database_url)) as database:
         ledger = Ledger(database)
-        dispatcher = Dispatcher(_broker_url(config), database, ledger, alone=False, wake=waiting.wake)
+        dispatcher = Dispatcher(
+            _broker_url(config),
+            database,
+            ledger,
+            alone=False,
+            accounts=accounts.make(config, database),
+            wake=waiting.wake,
+        )
         with _news(database, waiting), _running(dispatcher):
             yield create_app(config, database, ledger, dispatcher, waiting)
 
@@ -46,7 +55,9 @@ def collecting(config: ServiceConfig) -> Iterator[None]:
     queues.use_queue_type(config.queue_type)
     with contextlib.closing(Database(config.database_url)) as database:
         ledger = Ledger(database)
-        dispatcher = Dispatcher(_broker_url(config), database, ledger, alone=False)
+        dispatcher = Dispatcher(
+            _broker_url(config), database, ledger, alone=False, accounts=accounts.make(config, database)
+        )
         collector = Collector(_broker_url(config), database, ledger, dispatcher, Waiting(max_waiters=0))
         with _running(dispatcher), _running(collector):
             yield
