@@ -10,7 +10,7 @@ from amqp.exceptions import PreconditionFailed
 from sqlalchemy.engine import make_url
 
 from farcall.errors import ConfigurationError
-from farcall_webservice import queues
+from farcall_webservice import accounts, queues
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.database import UNAVAILABLE, Database, cause_of
 
@@ -44,6 +44,7 @@ def _check_database(config: ServiceConfig) -> None:
     url = make_url(config.database_url)
     name = f"{url.host or 'localhost'}:{url.port or 5432}/{url.database or ''}"
     with contextlib.closing(Database(config.database_url)) as database:
+        accounts.make(config, database)
         try:
             is_current = database.is_current()
         except UNAVAILABLE as error:
