@@ -3,7 +3,7 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-DISTRIBUTIONS := -e ".[dev]" -e webservice -e endpoint_core -e providers/local
+DISTRIBUTIONS := -e ".[dev]" -e "webservice[postgres]" -e endpoint_core -e providers/local
 PACKAGES := sdk/farcall webservice/farcall_webservice endpoint_core/farcall_endpoint \
 	providers/local/farcall_provider_local
 CHECKED := $(PACKAGES) tests examples benchmarks

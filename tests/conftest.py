@@ -1,17 +1,53 @@
-"""One service and one endpoint for all the tests that tell whole stories and do no harm to them."""
+"""Servers, a service and an endpoint for all the tests that do no harm to them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
-from running import RunningEndpoint, RunningService, running_endpoint, running_service
+from running import RunningEndpoint, RunningService, running_endpoint, running_larger_service, running_service
+from servers import PrivatePostgres, PrivateRabbitMQ, needs, private_postgres, private_rabbitmq
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """One service for all tests that do no harm to it."""
-    with running_service(tmp_path_factory.mktemp("home")) as running:
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbitMQ]:
+    """One RabbitMQ for all tests that do no harm to it; each takes a virtual host of its own."""
+    needs("rabbitmq")
+    with private_rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivatePostgres]:
+    """One PostgreSQL for all tests that do no harm to it; each takes a database of its own."""
+    needs("postgres")
+    with private_postgres(tmp_path_factory.mktemp("postgres")) as server:
+        yield server
+
+
+def embedded(home: Path, _request: pytest.FixtureRequest) -> AbstractContextManager[RunningService]:
+    """One process, with SQLite and a Valkey of its own."""
+    return running_service(home)
+
+
+def larger(home: Path, request: pytest.FixtureRequest) -> AbstractContextManager[RunningService]:
+    """Several processes on PostgreSQL and RabbitMQ."""
+    rabbitmq: PrivateRabbitMQ = request.getfixturevalue("rabbitmq")
+    postgres: PrivatePostgres = request.getfixturevalue("postgres")
+    return running_larger_service(home, database_url=postgres.database(), broker_url=rabbitmq.vhost(home.name))
+
+
+#: How a service can be set up: what starts one on a home, by name.
+SETTINGS = {"embedded": embedded, "larger": larger}
+
+
+@pytest.fixture(scope="session")
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """One service for all tests that do no harm to it: in the setting that is its parameter, else the embedded one."""
+    setting = SETTINGS[getattr(request, "param", "embedded")]
+    with setting(tmp_path_factory.mktemp("home"), request) as running:
         yield running
 
 

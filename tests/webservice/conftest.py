@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from foreign_support import World
+from servers import PrivatePostgres, PrivateRabbitMQ, needs, private_postgres
 from werkzeug.test import TestResponse
 
 from farcall import wire
@@ -33,10 +36,14 @@ class RecordingOutbox:
 
     sent: list[wire.BatchedTask] = field(default_factory=list)
     commands: list[tuple[str, wire.Command]] = field(default_factory=list)
+    forwarded: list[str] = field(default_factory=list)
 
     def send(self, outgoing: Iterable[Outgoing]) -> None:
         for batch in outgoing:
             self.sent.extend(batch.tasks)
+
+    def forward(self, task_group_ids: Iterable[str]) -> None:
+        self.forwarded.extend(task_group_ids)
 
     def command(self, endpoint_id: str, command: wire.Command) -> None:
         self.commands.append((endpoint_id, command))
@@ -118,9 +125,8 @@ class Person:
 class Service:
     """An application with a database of its own."""
 
-    def __init__(self, home: Path) -> None:
-        (home / "service").mkdir(parents=True)
-        config = ServiceConfig.from_environment({}, home=home)
+    def __init__(self, home: Path, database_url: str) -> None:
+        config = ServiceConfig.from_environment({}, home=home, database_url=database_url)
         self.config = replace(
             config,
             broker_url="memory://",
@@ -131,7 +137,6 @@ class Service:
             max_batch_tasks=20,
         )
         self.database = Database(config.database_url)
-        self.database.migrate()
         self.ledger = Ledger(self.database)
         self.outbox = RecordingOutbox()
         self.waiting = WatchedWaiting(max_waiters=2)
@@ -154,11 +159,75 @@ class Service:
         self.waiting.wake(self.ledger.record_results(None, [wire.Result(task_id, value) for task_id in task_ids]))
 
 
+@pytest.fixture(scope="session")
+def sqlite_with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sqlite") / "ledger.sqlite"
+    _make_tables(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_with_tables(postgres: PrivatePostgres) -> str:
+    url = postgres.database()
+    _make_tables(url)
+    return url
+
+
+def _make_tables(url: str) -> None:
+    database = Database(ServiceConfig.from_environment({}, database_url=url).database_url)
+    database.migrate()
+    database.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A new database of each kind in turn, with empty tables: copied, because making them takes longer."""
+    if request.param == "sqlite":
+        path = tmp_path / "ledger.sqlite"
+        shutil.copy(request.getfixturevalue("sqlite_with_tables"), path)
+        yield f"sqlite:///{path}"
+        return
+    server: PrivatePostgres = request.getfixturevalue("postgres")
+    url = server.database(like=request.getfixturevalue("postgres_with_tables"))
+    yield ServiceConfig.from_environment({}, database_url=url).database_url
+    server.drop(url)
+
+
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    made = Service(tmp_path / "home")
+def own_postgres(tmp_path: Path) -> Iterator[PrivatePostgres]:
+    """A server that the test may stop."""
+    needs("postgres")
+    with private_postgres(tmp_path / "postgres") as server:
+        yield server
+
+
+@pytest.fixture
+def service(tmp_path: Path, database_url: str) -> Iterator[Service]:
+    made = Service(tmp_path / "home", database_url)
     yield made
     made.database.close()
+
+
+@pytest.fixture(scope="session")
+def broker_of_worlds(rabbitmq: PrivateRabbitMQ) -> str:
+    """For worlds one after the other: what one leaves behind is about endpoints that the next does not know."""
+    return rabbitmq.vhost("worlds")
+
+
+@pytest.fixture
+def world(tmp_path: Path, database_url: str, broker_of_worlds: str) -> Iterator[World]:
+    """A whole service on RabbitMQ, for stand-ins of Globus Compute's programs."""
+    made = World(tmp_path / "home", database_url, broker_of_worlds)
+    made.start()
+    yield made
+    made.stop()
+    made.database.close()
+
+
+@pytest.fixture
+def make_service() -> type[Service]:
+    """For tests that bring a database of their own."""
+    return Service
 
 
 @pytest.fixture

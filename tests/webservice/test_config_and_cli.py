@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from servers import PrivatePostgres
 from typer.testing import CliRunner, Result
 
 from farcall.errors import ConfigurationError
@@ -45,6 +46,34 @@ def test_an_option_goes_before_its_variable() -> None:
     )
 
     assert (config.home, config.broker_url, config.max_batch_tasks) == (Path("/b"), "redis://option/0", 7)
+
+
+@pytest.mark.parametrize("command", ["web", "collect"])
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ((), "--database-url postgresql://"),
+        (("--database-url", "postgresql://localhost/ledger"), "--broker-url amqp://"),
+        (("--database-url", "postgresql://127.0.0.1:1/ledger", "--broker-url", "amqp://h/"), "127.0.0.1:1/ledger"),
+        (("--queue-type", "fast"), "classic, quorum"),
+    ],
+    ids=["no PostgreSQL", "no broker", "no answer", "no such type"],
+)
+@pytest.mark.usefixtures("home")
+def test_the_processes_of_the_larger_setting_say_what_they_need(
+    command: str, options: tuple[str, ...], wanted: str
+) -> None:
+    assert wanted in run(command, *options, code=1).output
+
+
+def test_they_want_tables_that_have_been_made_and_a_broker_that_answers(home: Path, postgres: PrivatePostgres) -> None:
+    where = ("--database-url", postgres.database(), "--broker-url", "amqp://guest:secret@127.0.0.1:1/there")
+
+    assert "db upgrade" in run("collect", *where, code=1).output
+    run("db", "upgrade", *where[:2])
+    refused = run("web", *where, code=1).output
+    assert "127.0.0.1:1/there" in refused
+    assert "secret" not in refused
 
 
 def test_postgresql_is_reached_by_the_driver_that_we_install() -> None:

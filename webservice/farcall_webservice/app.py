@@ -6,12 +6,13 @@ import uuid
 
 from flask import Flask, Response, g, request
 
-from farcall_webservice import auth, docs, endpoints, functions, meta, tasks
+from farcall_webservice import accounts, auth, docs, endpoints, functions, meta, tasks
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.database import Database
 from farcall_webservice.errors import ApiError
 from farcall_webservice.extensions import KEY, Outbox, Services, services
 from farcall_webservice.fields import uuid_text
+from farcall_webservice.forward import ResultQueues
 from farcall_webservice.ledger import Ledger
 from farcall_webservice.oauth import pages, routes
 from farcall_webservice.openapi import Api, IdConverter, OrjsonProvider
@@ -41,7 +42,9 @@ def create_app(
         raise ValueError("the application needs to know its broker: config.broker_url is None")
     app = Flask(__name__, static_folder=None)
     app.json = OrjsonProvider(app)
-    app.extensions[KEY] = Services(config, database, ledger, dispatcher, waiting)
+    accounts.init_app(app, accounts.make(config, database))
+    result_queues = ResultQueues(config.broker_url, database)
+    app.extensions[KEY] = Services(config, database, ledger, dispatcher, waiting, result_queues)
     app.config.update(
         MAX_CONTENT_LENGTH=config.max_request_bytes,
         # OPTIONS is answered like any other method that a route does not take.

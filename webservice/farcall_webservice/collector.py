@@ -11,19 +11,20 @@ import socket
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from kombu import Connection, Consumer, Message
-from sqlalchemy import bindparam, update
-from sqlalchemy.exc import OperationalError
 
 from farcall import wire
 from farcall.errors import WireError
 from farcall_webservice import queues
-from farcall_webservice.database import Database
+from farcall_webservice.accounts import SharedAccount
+from farcall_webservice.children import Children
+from farcall_webservice.database import UNAVAILABLE, Database, cause_of
 from farcall_webservice.dispatch import Dispatcher
+from farcall_webservice.fields import uuid_text
 from farcall_webservice.ledger import Ledger
-from farcall_webservice.models import Endpoint
+from farcall_webservice.reports import Reports
 from farcall_webservice.waiting import Waiting
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,6 @@ BYTES_PER_ROUND = 32 * 1024 * 1024
 LINGER_S = 0.0005
 #: A message larger than this most likely holds many results.
 LONE_RESULT_BYTES = 2000
-#: A message younger than this may still be on its way; see Ledger.unaccounted.
-GRACE_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 
 
@@ -51,6 +50,9 @@ class Collector:
         self._ledger = ledger
         self._dispatcher = dispatcher
         self._waiting = waiting
+        # It is the dispatcher that starts them, and needs their accounts.
+        children = Children(SharedAccount(broker_url), database, ledger)
+        self._reports = Reports(database, ledger, dispatcher, children, self._tell)
         self._received: list[Message] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
@@ -66,11 +68,15 @@ class Collector:
     def _run(self) -> None:
         pause = FIRST_PAUSE_S
         while not self._stopping.is_set():
-            connection = queues.connect(self._broker_url)
+            connection = queues.connect(self._broker_url, heartbeat_s=queues.HEARTBEAT_S)
             started = time.monotonic()
             try:
                 with connection:
                     self._collect_until_stopped(connection)
+            except UNAVAILABLE as error:
+                # Received and returned to the broker again and again, a message could exceed what it bears.
+                log.warning("the database cannot be used (%s); collecting goes on when it can", cause_of(error))
+                self._wait_for_database()
             except Exception as error:
                 # The one place where the collector must survive whatever happened: results wait for it.
                 expected = (*connection.connection_errors, *connection.channel_errors)
@@ -81,6 +87,15 @@ class Collector:
                 else:
                     log.exception("collecting failed; trying again in %.1f s", pause)
                 self._stopping.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _wait_for_database(self) -> None:
+        pause = FIRST_PAUSE_S
+        while not self._stopping.wait(pause):
+            try:
+                self._database.ping()
+                return
+            except UNAVAILABLE:
                 pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _collect_until_stopped(self, connection: Connection) -> None:
@@ -96,6 +111,7 @@ class Collector:
             while not self._stopping.is_set():
                 # A short wait, because a stop cannot interrupt it.
                 _drain(connection, timeout=0.5)
+                queues.show_life(connection)
                 while busy and self._received and self._has_room():
                     if not _drain(connection, timeout=LINGER_S):
                         break
@@ -116,14 +132,17 @@ class Collector:
         results: dict[str, list[wire.Result]] = defaultdict(list)
         reports: dict[str, list[wire.StatusReport]] = defaultdict(list)
         for message in messages:
-            sender = queues.endpoint_id_of(message.delivery_info.get("routing_key") or "")
+            sender = uuid_text(queues.endpoint_id_of(message.delivery_info.get("routing_key") or ""))
             try:
                 content = wire.decode(_body(message))
             except WireError as error:
                 log.warning("discarded a message of %s: %s", sender or "an unknown sender", error)
                 message.reject()
                 continue
-            if isinstance(content, wire.Result):
+            if sender is None:
+                log.warning("discarded a %s of an unknown sender", type(content).__name__)
+                message.reject()
+            elif isinstance(content, wire.Result):
                 results[sender].append(content)
             elif isinstance(content, wire.ResultBatch):
                 results[sender].extend(content.results)
@@ -136,8 +155,8 @@ class Collector:
             self._record_results(sender, some)
         for sender, said in reports.items():
             try:
-                self._note(sender, said)
-            except OperationalError:
+                self._reports.note(sender, said)
+            except UNAVAILABLE:
                 raise
             except Exception:
                 # The next report comes in seconds; this one must not keep others' results waiting until then.
@@ -145,8 +164,8 @@ class Collector:
 
     def _record_results(self, sender: str, results: Sequence[wire.Result]) -> None:
         try:
-            self._waiting.wake(self._ledger.record_results(sender, results))
-        except OperationalError:
+            self._tell(self._ledger.record_results(sender, results))
+        except UNAVAILABLE:
             # The database cannot be used now. All of it will come again.
             raise
         except Exception as error:
@@ -156,51 +175,17 @@ class Collector:
                     self._record_results(sender, [result])
                 return
             log.exception("the result of task %s of endpoint %s cannot be written", results[0].task_id, sender)
-            reason = f"The endpoint sent a result that cannot be kept: {type(error).__name__}: {error}"
+            # Without the statement and its parameters, which are the service's own affair.
+            cause = cause_of(error)
+            reason = f"The endpoint sent a result that cannot be kept: {type(cause).__name__}: {cause}"
             failure = wire.Result(
                 results[0].task_id, reason, error_details=wire.ErrorDetails("MALFORMED_RESULT", reason)
             )
-            self._waiting.wake(self._ledger.record_results(sender, [failure]))
+            self._tell(self._ledger.record_results(sender, [failure]))
 
-    def _note(self, endpoint_id: str, reports: Sequence[wire.StatusReport]) -> None:
-        latest = reports[-1]
-        period = latest.global_state.get("heartbeat_period", 30)
-        with self._database.writing() as connection:
-            connection.execute(
-                _HEARD_FROM,
-                {
-                    "endpoint": endpoint_id,
-                    "now": time.time(),
-                    "period": float(period) if isinstance(period, int | float) else 30.0,
-                    "report": dict(latest.global_state),
-                },
-            )
-        for report in reports:
-            if report.task_statuses:
-                self._ledger.record_states(endpoint_id, report.task_statuses)
-        if latest.holds is not None:
-            self._reconcile(endpoint_id, latest.holds)
-
-    def _reconcile(self, endpoint_id: str, holds: Sequence[str]) -> None:
-        """Send again what the agent should have but neither it nor its queue has."""
-        unaccounted = self._ledger.unaccounted(endpoint_id, holds, grace_s=GRACE_S)
-        lost = list(unaccounted.taken)
-        if unaccounted.sent and self._dispatcher.queued_messages(endpoint_id) == 0:
-            lost += unaccounted.sent
-        if lost:
-            log.warning("sending %d tasks to endpoint %s again: it does not hold them", len(lost), endpoint_id)
-            self._dispatcher.send_again(self._ledger.resend(lost))
-
-
-_HEARD_FROM = (
-    update(Endpoint.__table__)  # type: ignore[arg-type]
-    .where(Endpoint.__table__.c.id == bindparam("endpoint"))
-    .values(
-        last_heartbeat_at=bindparam("now"),
-        heartbeat_period=bindparam("period"),
-        last_report=bindparam("report", type_=Endpoint.__table__.c.last_report.type),
-    )
-)
+    def _tell(self, task_group_ids: Collection[str]) -> None:
+        self._waiting.wake(task_group_ids)
+        self._dispatcher.forward(task_group_ids)
 
 
 def _drain(connection: Connection, timeout: float) -> bool:

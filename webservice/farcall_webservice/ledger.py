@@ -15,15 +15,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, Executable, Row, select
+from sqlalchemy.exc import IntegrityError
 
 from farcall.wire import EXECUTION_START, BatchedTask, ErrorDetails, Result, TaskState, Transition
+from farcall_webservice import notices
 from farcall_webservice import statements as sql
 from farcall_webservice.database import Database
+from farcall_webservice.fields import uuid_text
 
 log = logging.getLogger(__name__)
 
 #: How many ids go into one IN (...): SQLite takes 32,766 parameters, and long lists make long plans.
 IDS_PER_QUERY = 900
+
+#: A process has so long to publish what it has committed before others may do it in its stead.
+CLAIM_S = 30.0
 
 #: So many groups' owners are remembered.
 GROUPS_REMEMBERED = 10_000
@@ -38,10 +44,10 @@ class KeyReused(Exception):
 
 @dataclass(frozen=True)
 class Outgoing:
-    """Committed tasks of one submission, to be sent to their endpoint."""
+    """Committed tasks of one submission, to be sent to whoever runs them."""
 
     submission_id: str
-    endpoint_id: str
+    runner_id: str
     tasks: Sequence[BatchedTask]
 
 
@@ -55,6 +61,20 @@ class Receipt:
     #: Function id -> task ids, in the order of the request's payloads.
     tasks: Mapping[str, list[str]]
     outgoing: Sequence[Outgoing] = ()
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What :meth:`Ledger.submit` was asked."""
+
+    owner_id: str
+    endpoint_id: str
+    runner_id: str
+    payloads: Mapping[str, Sequence[str]]
+    new_group_id: str
+    options: Mapping[str, Any]
+    idempotency_key: str | None
+    digest: str | None
 
 
 @dataclass(frozen=True)
@@ -80,10 +100,11 @@ class Unaccounted:
 
 
 class Ledger:
-    """Tasks and their groups, over one database."""
+    """Tasks and their groups, over one database. Each process has one; what it writes, its dispatcher publishes."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._claimant = str(uuid.uuid4())
         #: A group never changes hands, and is asked about with every submit and every wait.
         self._group_owners: dict[str, str] = {}
 
@@ -94,26 +115,50 @@ class Ledger:
         *,
         owner_id: str,
         endpoint_id: str,
+        runner_id: str | None = None,
         payloads: Mapping[str, Sequence[str]],
         task_group_id: str | None = None,
+        new_group_id: str | None = None,
         options: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         digest: str | None = None,
     ) -> Receipt:
         """Write a request's tasks; when this returns they are committed.
 
-        ``payloads`` maps a function id to packed arguments, one text a task. A ``task_group_id`` must be one of
-        :meth:`task_group_owner`'s; without one a group is made. Raises :class:`KeyReused`.
+        ``payloads`` maps a function id to packed arguments, one text a task. ``runner_id`` is who runs them, if that is
+        not the endpoint itself. A ``task_group_id`` must be one of
+        :meth:`task_group_owner`'s; without one a group is made, under ``new_group_id`` if that is given. Raises
+        :class:`KeyReused`.
         """
+        request = _Request(
+            owner_id,
+            endpoint_id,
+            runner_id or endpoint_id,
+            payloads,
+            new_group_id or str(uuid.uuid4()),
+            options or {},
+            idempotency_key,
+            digest,
+        )
+        try:
+            return self._submit(request, task_group_id)
+        except IntegrityError:
+            # The same key came twice at once, and the other one was first.
+            if idempotency_key is None:
+                raise
+            return self._submit(request, task_group_id)
+
+    def _submit(self, request: _Request, task_group_id: str | None) -> Receipt:
         now = time.time()
+        owner_id, endpoint_id, options = request.owner_id, request.endpoint_id, request.options
         with self._database.writing() as connection:
-            if idempotency_key is not None:
-                earlier = _earlier_receipt(connection, owner_id, idempotency_key, digest)
+            if request.idempotency_key is not None:
+                earlier = _earlier_receipt(connection, owner_id, request.idempotency_key, request.digest)
                 if earlier is not None:
                     return earlier
             submission_id = str(uuid.uuid4())
             if task_group_id is None:
-                task_group_id = str(uuid.uuid4())
+                task_group_id = request.new_group_id
                 connection.execute(
                     sql.ADD_GROUP,
                     {"id": task_group_id, "owner_id": owner_id, "created_at": now, "last_result_seq": 0},
@@ -125,10 +170,12 @@ class Ledger:
                     "owner_id": owner_id,
                     "endpoint_id": endpoint_id,
                     "task_group_id": task_group_id,
-                    "idempotency_key": idempotency_key,
-                    "digest": digest,
+                    "idempotency_key": request.idempotency_key,
+                    "digest": request.digest,
                     "options": dict(options) if options else None,
                     "created_at": now,
+                    "claimed_by": self._claimant,
+                    "claimed_until": now + CLAIM_S,
                 },
             )
             shared = {
@@ -136,6 +183,7 @@ class Ledger:
                 "submission_id": submission_id,
                 "task_group_id": task_group_id,
                 "endpoint_id": endpoint_id,
+                "runner_id": request.runner_id,
                 "state": TaskState.RECEIVED.value,
                 "history": _line(TaskState.RECEIVED, now),
                 "created_at": now,
@@ -143,7 +191,7 @@ class Ledger:
             }
             ids: dict[str, list[str]] = {}
             rows: list[dict[str, Any]] = []
-            for function_id, texts in payloads.items():
+            for function_id, texts in request.payloads.items():
                 ids[function_id] = [str(uuid.uuid4()) for _ in texts]
                 rows.extend(
                     {"id": task_id, "function_id": function_id, "payload": payload, **shared}
@@ -151,20 +199,32 @@ class Ledger:
                 )
             if rows:
                 connection.execute(sql.ADD_TASKS, rows)
-        tasks = [BatchedTask(row["id"], row["function_id"], row["payload"], options or {}) for row in rows]
-        return Receipt(submission_id, task_group_id, endpoint_id, ids, [Outgoing(submission_id, endpoint_id, tasks)])
+        tasks = [BatchedTask(row["id"], row["function_id"], row["payload"], options) for row in rows]
+        outgoing = [Outgoing(submission_id, request.runner_id, tasks)]
+        return Receipt(submission_id, task_group_id, endpoint_id, ids, outgoing)
 
     # -- dispatching --------------------------------------------------------------------------------------------------
 
-    def undispatched(self, *, limit: int = 20) -> list[Outgoing]:
-        """The oldest submissions whose message no broker has confirmed yet."""
-        with self._database.reading() as connection:
-            submission_ids = list(connection.execute(sql.UNDISPATCHED, {"limit": limit}).scalars())
+    def undispatched(self, *, alone: bool, limit: int = 20) -> list[Outgoing]:
+        """The oldest submissions whose message no broker has confirmed yet.
+
+        ``alone`` says that no other process publishes. Otherwise those that another one may still be about to publish
+        are left out, and the others are this process's own for :data:`CLAIM_S` seconds.
+        """
+        with self._database.reading() if alone else self._database.writing() as connection:
+            submission_ids = self._undispatched_ids(connection, alone=alone, limit=limit)
             batches = {
                 batch.submission_id: batch for batch in _outgoing(connection, submission_ids, of_submissions=True)
             }
         # A submission whose tasks have all ended has nothing to send, yet wants to be marked.
         return [batches.get(each) or Outgoing(each, "", []) for each in submission_ids]
+
+    def _undispatched_ids(self, connection: Connection, *, alone: bool, limit: int) -> list[str]:
+        if alone:
+            return list(connection.execute(sql.UNDISPATCHED, {"limit": limit}).scalars())
+        now = time.time()
+        claim = {"claimant": self._claimant, "now": now, "until": now + CLAIM_S, "limit": limit}
+        return [row.id for row in sorted(connection.execute(sql.CLAIM, claim), key=lambda row: row.created_at)]
 
     def mark_dispatched(self, submission_ids: Sequence[str]) -> None:
         """The broker has these submissions now."""
@@ -173,16 +233,18 @@ class Ledger:
         with self._database.writing() as connection:
             for some in _in_parts(submission_ids):
                 connection.execute(sql.MARK_SUBMISSIONS, {"ids": some, "now": now})
+                if not self._database.is_sqlite:
+                    connection.execute(sql.LOCK_RECEIVED, {"ids": some})
                 connection.execute(sql.MARK_TASKS, {"ids": some, **values})
 
-    def unaccounted(self, endpoint_id: str, holds: Iterable[str], *, grace_s: float, limit: int = 5000) -> Unaccounted:
+    def unaccounted(self, runner_id: str, holds: Iterable[str], *, grace_s: float, limit: int = 5000) -> Unaccounted:
         """Compare what an agent holds with what the ledger believes it has.
 
         Tasks whose state changed in the last ``grace_s`` seconds are left out: their messages may be on their way.
         """
         held = set(holds)
         found = Unaccounted()
-        question = {"endpoint": endpoint_id, "before": time.time() - grace_s, "limit": limit}
+        question = {"runner": runner_id, "before": time.time() - grace_s, "limit": limit}
         with self._database.reading() as connection:
             for state in (TaskState.WAITING_FOR_EP, *sorted(REPORTABLE_STATES)):
                 into = found.sent if state == TaskState.WAITING_FOR_EP else found.taken
@@ -190,27 +252,38 @@ class Ledger:
                 into.extend(task_id for task_id in ids if task_id not in held)
         return found
 
-    def resend(self, task_ids: Sequence[str]) -> list[Outgoing]:
-        """Note that these tasks go out once more, and return them; those that have ended meanwhile are left out."""
+    def sent(self, runner_id: str) -> dict[str, int]:
+        """The tasks that a runner was sent and has not answered, and how often each was sent."""
+        sending = f"{TaskState.WAITING_FOR_EP} "
+        with self._database.reading() as connection:
+            rows = connection.execute(sql.SENT_TO_RUNNER, {"runner": runner_id})
+            return {row.id: row.history.count(sending) for row in rows}
+
+    def resend(self, task_ids: Sequence[str], *, as_lost: bool = True) -> list[Outgoing]:
+        """Return tasks that go out once more; those that have ended meanwhile are left out.
+
+        ``as_lost`` notes it in their history, so that what is lost again and again can be told.
+        """
         now = time.time()
         with self._database.writing() as connection:
-            for some in _in_parts(task_ids):
+            unfinished = [row.id for row in self._unfinished(connection, task_ids, None)]
+            for some in _in_parts(unfinished if as_lost else ()):
                 connection.execute(
                     sql.SEND_AGAIN, {"ids": some, "now": now, "line": _line(TaskState.WAITING_FOR_EP, now)}
                 )
-            return _outgoing(connection, task_ids, of_submissions=False)
+            return _outgoing(connection, unfinished, of_submissions=False)
 
     # -- collecting ---------------------------------------------------------------------------------------------------
 
-    def record_results(self, endpoint_id: str | None, results: Sequence[Result]) -> set[str]:
+    def record_results(self, runner_id: str | None, results: Sequence[Result]) -> set[str]:
         """Write how tasks ended; the first result of a task wins. Returns the groups that have news.
 
-        ``endpoint_id`` is who sent them: a result for another endpoint's task is refused, and logged. None = the
-        service itself.
+        ``runner_id`` is who sent them: a result of another one's task is refused, and logged. None = the service
+        itself.
         """
-        newest = {result.task_id: result for result in reversed(results)}
+        first = {known: result for result in reversed(results) if (known := uuid_text(result.task_id)) is not None}
         with self._database.writing() as connection:
-            rows = self._unfinished(connection, list(newest), endpoint_id)
+            rows = self._unfinished(connection, first, runner_id)
             if not rows:
                 return set()
             by_group: dict[str, list[str]] = defaultdict(list)
@@ -223,44 +296,48 @@ class Ledger:
                 task_ids = by_group[group_id]
                 numbering = {"of": group_id, "more": len(task_ids)}
                 last = connection.execute(sql.NUMBER_RESULTS, numbering).scalar_one()
-                first = last - len(task_ids) + 1
-                updates += [_ended(newest[task_id], first + offset, now) for offset, task_id in enumerate(task_ids)]
+                numbered = enumerate(task_ids, last - len(task_ids) + 1)
+                updates += [{"of": task_id, **_ended(first[task_id], number, now)} for number, task_id in numbered]
             connection.execute(sql.END_TASK, updates)
+            if not self._database.is_sqlite:
+                notices.announce(connection, by_group)
         return set(by_group)
 
-    def _unfinished(self, connection: Connection, task_ids: Sequence[str], endpoint_id: str | None) -> list[Row[Any]]:
+    def _unfinished(self, connection: Connection, task_ids: Iterable[str], runner_id: str | None) -> list[Row[Any]]:
+        """Those of these tasks that have not ended, locked until the end of the transaction."""
         query = sql.UNFINISHED if self._database.is_sqlite else sql.UNFINISHED_LOCKED
         rows: list[Row[Any]] = []
-        for some in _in_parts(task_ids):
+        for some in _in_parts(sorted(task_ids)):
             rows += connection.execute(query, {"ids": some})
-        if endpoint_id is None:
+        if runner_id is None:
             return rows
         for row in rows:
-            if row.endpoint_id != endpoint_id:
-                log.warning("endpoint %s sent a result of task %s, which is not its task", endpoint_id, row.id)
-        return [row for row in rows if row.endpoint_id == endpoint_id]
+            if row.runner_id != runner_id:
+                log.warning("endpoint %s sent a result of task %s, which is not its task", runner_id, row.id)
+        return [row for row in rows if row.runner_id == runner_id]
 
-    def record_states(self, endpoint_id: str, statuses: Mapping[str, Sequence[Transition]]) -> None:
+    def record_states(self, runner_id: str, statuses: Mapping[str, Sequence[Transition]]) -> None:
         """Write what an agent says of its tasks: the latest transition of each that has not ended."""
         now = time.time()
         updates = []
-        for task_id, transitions in statuses.items():
+        for said_id, transitions in sorted(statuses.items()):
+            task_id = uuid_text(said_id)
             known = [t for t in transitions if t.state in REPORTABLE_STATES]
-            if known:
+            if known and task_id is not None:
                 lines = "".join(_line(t.state, t.timestamp / 1e9) for t in known)
-                updates.append({"of": task_id, "at": endpoint_id, "to": known[-1].state, "lines": lines, "now": now})
+                updates.append({"of": task_id, "at": runner_id, "to": known[-1].state, "lines": lines, "now": now})
         if not updates:
             return
         with self._database.writing() as connection:
             connection.execute(sql.MOVE_TASK, updates)
 
-    def fail_tasks_of_endpoint(self, endpoint_id: str, reason: str, *, code: str) -> set[str]:
-        """End every unfinished task of an endpoint as failed. Returns the groups that have news."""
+    def fail_tasks_of_runner(self, runner_id: str, reason: str, *, code: str) -> set[str]:
+        """End every unfinished task of a runner as failed. Returns the groups that have news."""
         groups: set[str] = set()
         while True:
             with self._database.reading() as connection:
-                question = {"endpoint": endpoint_id, "limit": 1000}
-                ids = connection.execute(sql.UNFINISHED_OF_ENDPOINT, question).scalars()
+                question = {"runner": runner_id, "limit": 1000}
+                ids = connection.execute(sql.UNFINISHED_OF_RUNNER, question).scalars()
                 failures = [Result(task_id, reason, error_details=ErrorDetails(code, reason)) for task_id in ids]
             if not failures:
                 return groups
@@ -320,10 +397,10 @@ class Ledger:
         with self._database.reading() as connection:
             return list(connection.execute(query))
 
-    def count_unfinished(self, endpoint_id: str) -> int:
-        """How many tasks an endpoint has yet to end."""
+    def count_unfinished(self, *runner_ids: str) -> int:
+        """How many tasks these have yet to end, together."""
         with self._database.reading() as connection:
-            return int(connection.execute(sql.COUNT_UNFINISHED, {"endpoint": endpoint_id}).scalar_one())
+            return int(connection.execute(sql.COUNT_UNFINISHED, {"ids": runner_ids}).scalar_one())
 
 
 def _ended(result: Result, number: int, now: float) -> dict[str, Any]:
@@ -335,15 +412,14 @@ def _ended(result: Result, number: int, now: float) -> dict[str, Any]:
     if details is not None and result.task_statuses:
         details["task_transitions"] = {t.state: t.timestamp / 1e9 for t in result.task_statuses}
     return {
-        "of": result.task_id,
         "to": state.value,
         "lines": lines,
         "now": now,
         "number": number,
         "data": _storable(result.data),
         "size": len(result.data) + len(result.exception_object or ""),
-        "error": error.code[:100] if error is not None else None,
-        "exception": result.exception_object,
+        "error": _storable(error.code)[:100] if error is not None else None,
+        "exception": None if result.exception_object is None else _storable(result.exception_object),
         "worker": details,
     }
 
@@ -356,7 +432,7 @@ def _outgoing(connection: Connection, ids: Sequence[str], *, of_submissions: boo
     for some in _in_parts(ids):
         for row in connection.execute(query, {"ids": some}):
             tasks[row.submission_id].append(BatchedTask(row.id, row.function_id, row.payload, row.options or {}))
-            batches[row.submission_id] = Outgoing(row.submission_id, row.endpoint_id, tasks[row.submission_id])
+            batches[row.submission_id] = Outgoing(row.submission_id, row.runner_id, tasks[row.submission_id])
     return list(batches.values())
 
 

@@ -207,6 +207,15 @@ class Endpoint(Base):
     last_report: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     locked_until: Mapped[float | None] = mapped_column(Seconds)
     deleted_at: Mapped[float | None] = mapped_column(Seconds)
+    #: The host by which the agent reached the service, if that is how it should reach the broker too.
+    reached_as: Mapped[str | None] = mapped_column(String(255))
+    #: Of a user endpoint: the core endpoint that starts it. Nobody but the service knows such a row.
+    parent_id: Mapped[str | None] = mapped_column(Id, index=True)
+    user_endpoint_config: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    #: See `children`.
+    phase: Mapped[str | None] = mapped_column(String(10))
+    awaited_since: Mapped[float | None] = mapped_column(Seconds)
+    attempts: Mapped[int | None] = mapped_column(Integer)
 
 
 class TaskGroup(Base):
@@ -220,6 +229,17 @@ class TaskGroup(Base):
     #: The number of the group's latest result. Its row is locked while results are numbered, so that numbers become
     #: visible in their order, whoever commits first.
     last_result_seq: Mapped[int] = mapped_column(RowNumber, default=0)
+
+
+class ResultQueue(Base):
+    """That a group's results also go to a queue of the broker, and how far they have."""
+
+    __tablename__ = "result_queues"
+
+    task_group_id: Mapped[str] = mapped_column(Id, primary_key=True)
+    #: The number of the latest result that the broker has confirmed.
+    forwarded_seq: Mapped[int] = mapped_column(RowNumber, default=0)
+    created_at: Mapped[float] = mapped_column(Seconds)
 
 
 class Submission(Base):
@@ -239,6 +259,9 @@ class Submission(Base):
     created_at: Mapped[float] = mapped_column(Seconds)
     #: Null until the broker has confirmed the message.
     dispatched_at: Mapped[float | None] = mapped_column(Seconds)
+    #: The ledger (one a process) whose dispatcher is to publish it, and until when others leave it alone.
+    claimed_by: Mapped[str | None] = mapped_column(Id)
+    claimed_until: Mapped[float | None] = mapped_column(Seconds)
 
     __table_args__ = (
         UniqueConstraint("owner_id", "idempotency_key"),
@@ -262,7 +285,10 @@ class Task(Base):
     owner_id: Mapped[str] = mapped_column(Id)
     submission_id: Mapped[str] = mapped_column(Id, index=True)
     task_group_id: Mapped[str] = mapped_column(Id)
+    #: Where it was submitted to.
     endpoint_id: Mapped[str] = mapped_column(Id)
+    #: Whose queue it is on and who may report of it: that endpoint, or a user endpoint of its.
+    runner_id: Mapped[str] = mapped_column(Id)
     function_id: Mapped[str] = mapped_column(Id)
     payload: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(String(20))
@@ -287,9 +313,18 @@ class Task(Base):
         Index("ix_tasks_owner", "owner_id", "seq"),
         Index(
             "ix_tasks_unfinished",
-            "endpoint_id",
+            "runner_id",
             "state",
             sqlite_where=text("completed_at IS NULL"),
             postgresql_where=text("completed_at IS NULL"),
         ),
     )
+
+
+class Secret(Base):
+    """What the processes of a service know together and nobody else does."""
+
+    __tablename__ = "secrets"
+
+    name: Mapped[str] = mapped_column(String(100), primary_key=True)
+    value: Mapped[str] = mapped_column(Text)

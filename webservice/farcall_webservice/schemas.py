@@ -163,6 +163,11 @@ class EndpointRegistration(RequestSchema):
         ),
     )
     public = Flag(load_default=False, allow_none=True, metadata=_said("Everybody may submit to it.", default=False))
+    multi_user = Flag(
+        load_default=False,
+        allow_none=True,
+        metadata=_said("It runs each user's tasks under an account of theirs (Globus Compute).", default=False),
+    )
     allowed_functions = fields.List(
         Id(), load_default=nothing, allow_none=True, metadata=_said("Only these may run; left out: any.")
     )
@@ -252,7 +257,9 @@ class Submission(RequestSchema):
     tasks = Payloads(required=True, metadata=_said("Function id -> packed arguments, a text a task."))
     task_group_id = Id(load_default=nothing, allow_none=True, metadata=_said("One of yours; left out: a new one."))
     create_queue = Flag(
-        load_default=False, allow_none=True, metadata=_said("Of no effect here: results are asked for.")
+        load_default=False,
+        allow_none=True,
+        metadata=_said("The results also go to a queue of the broker, if that is RabbitMQ: see getResultQueue."),
     )
     resource_specification = JsonObject(load_default=nothing, allow_none=True)
     result_serializers = fields.List(
@@ -272,6 +279,7 @@ class SubmitAnswer(Schema):
         required=True,
         metadata=_said("Function id -> task ids, in the order of the request."),
     )
+    ha_warning = fields.String(metadata=_said("Only where there is something to warn of."))
 
 
 class OldSubmission(RequestSchema):
@@ -337,6 +345,13 @@ class BatchStatusRequest(RequestSchema):
 class BatchStatusAnswer(Schema):
     response = fields.String(required=True, metadata=_said("Always `batch`."))
     results = fields.Dict(keys=fields.String(), values=fields.Nested(TaskDocument), required=True)
+
+
+class TaskGroupQuery(RequestSchema):
+    create_queue = fields.Boolean(
+        load_default=True,
+        metadata=_said("Make the queue at the broker that new results of the group go to, where it has none."),
+    )
 
 
 class TaskGroupTask(Schema):
