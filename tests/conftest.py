@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
-from running import RunningEndpoint, RunningService, running_endpoint, running_service
+from running import RunningEndpoint, RunningService, running_endpoint, running_larger_service, running_service
 from servers import PrivatePostgres, PrivateRabbitMQ, needs, private_postgres, private_rabbitmq
 
 
@@ -25,10 +27,27 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivatePostgr
         yield server
 
 
+def embedded(home: Path, _request: pytest.FixtureRequest) -> AbstractContextManager[RunningService]:
+    """One process, with SQLite and a Valkey of its own."""
+    return running_service(home)
+
+
+def larger(home: Path, request: pytest.FixtureRequest) -> AbstractContextManager[RunningService]:
+    """Several processes on PostgreSQL and RabbitMQ."""
+    rabbitmq: PrivateRabbitMQ = request.getfixturevalue("rabbitmq")
+    postgres: PrivatePostgres = request.getfixturevalue("postgres")
+    return running_larger_service(home, database_url=postgres.database(), broker_url=rabbitmq.vhost(home.name))
+
+
+#: How a service can be set up: what starts one on a home, by name.
+SETTINGS = {"embedded": embedded, "larger": larger}
+
+
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """One service for all tests that do no harm to it."""
-    with running_service(tmp_path_factory.mktemp("home")) as running:
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """One service for all tests that do no harm to it: in the setting that is its parameter, else the embedded one."""
+    setting = SETTINGS[getattr(request, "param", "embedded")]
+    with setting(tmp_path_factory.mktemp("home"), request) as running:
         yield running
 
 

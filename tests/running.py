@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,13 +21,16 @@ READY_TIMEOUT_S = 30
 
 @dataclass
 class RunningService:
-    """`farcall-webservice serve`, as a user starts it."""
+    """A service, as a user starts it, and what a client of its first user needs."""
 
     home: Path
+    #: `farcall-webservice serve`; in the larger setting `farcall-webservice web`.
     process: subprocess.Popen[str]
     url: str
     token: str
     environment: dict[str, str] = field(repr=False)
+    #: `farcall-webservice collect`, in the larger setting.
+    collectors: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def stop(self, with_signal: int = signal.SIGTERM) -> int:
         self.process.send_signal(with_signal)
@@ -51,12 +54,7 @@ def running_service(home: Path, port: int = 0, **extra: str) -> Iterator[Running
         stderr=subprocess.PIPE,
         text=True,
     )
-    watchdog = threading.Timer(READY_TIMEOUT_S, process.kill)
-    watchdog.start()
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    watchdog.cancel()
-    if "ready at " not in line:
+    if "ready at " not in (line := _first_line(process)):
         process.kill()
         pytest.fail(f"the service did not become ready: {line}{process.communicate()[1]}")
     credentials = json.loads((home / "credentials.json").read_text())
@@ -67,6 +65,75 @@ def running_service(home: Path, port: int = 0, **extra: str) -> Iterator[Running
         if process.poll() is None:
             service.stop()
         process.communicate()
+
+
+def _first_line(process: subprocess.Popen[str]) -> str:
+    watchdog = threading.Timer(READY_TIMEOUT_S, process.kill)
+    watchdog.start()
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    watchdog.cancel()
+    return line
+
+
+@contextmanager
+def running_part(
+    home: Path, environment: dict[str, str], *arguments: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A `farcall-webservice ...` that is ready, and the line in which it said so. It logs into ``home``."""
+    with (home / f"{arguments[0]}.log").open("a") as log:
+        process = subprocess.Popen(
+            [BIN / "farcall-webservice", *arguments], env=environment, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+    if "ready" not in (line := _first_line(process)):
+        process.kill()
+        process.communicate()
+        pytest.fail(f"{arguments[0]} did not become ready: {line}{Path(log.name).read_text()}")
+    try:
+        yield process, line
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+@contextmanager
+def running_larger_service(
+    home: Path,
+    *,
+    database_url: str,
+    broker_url: str,
+    port: int = 0,
+    workers: int = 2,
+    collectors: int = 2,
+    **extra: str,
+) -> Iterator[RunningService]:
+    """The larger setting: `web` with workers and several `collect`, on an empty database and a virtual host."""
+    environment = environment_for(
+        home,
+        FARCALL_DATABASE_URL=database_url,
+        FARCALL_BROKER_URL=broker_url,
+        FARCALL_WORKERS=str(workers),
+        FARCALL_PORT=str(port),
+        **extra,
+    )
+
+    def command(*arguments: str) -> str:
+        done = subprocess.run(
+            [BIN / "farcall-webservice", *arguments], env=environment, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    command("db", "upgrade")
+    command("user", "add", "owner")
+    token = command("token", "create", "owner")
+    with ExitStack() as running:
+        process, line = running.enter_context(running_part(home, environment, "web"))
+        url = line.split()[4]
+        environment |= {"FARCALL_SERVICE_URL": url, "FARCALL_TOKEN": token}
+        service = RunningService(home, process, url, token, environment)
+        for _ in range(collectors):
+            service.collectors.append(running.enter_context(running_part(home, environment, "collect"))[0])
+        yield service
 
 
 @dataclass

@@ -77,6 +77,7 @@ def test_a_killed_service_takes_its_broker_with_it_and_the_next_one_goes_on(tmp_
         assert again.token == token
 
 
+@pytest.mark.settings("embedded")
 def test_a_second_service_on_the_same_home_is_refused_with_a_reason(service: RunningService) -> None:
     done = serve(service.home, "--port", "0")
 

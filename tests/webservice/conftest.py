@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from foreign_support import World
-from servers import PrivatePostgres, PrivateRabbitMQ
+from servers import PrivatePostgres, PrivateRabbitMQ, needs, private_postgres
 from werkzeug.test import TestResponse
 
 from farcall import wire
@@ -191,6 +191,14 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     url = server.database(like=request.getfixturevalue("postgres_with_tables"))
     yield ServiceConfig.from_environment({}, database_url=url).database_url
     server.drop(url)
+
+
+@pytest.fixture
+def own_postgres(tmp_path: Path) -> Iterator[PrivatePostgres]:
+    """A server that the test may stop."""
+    needs("postgres")
+    with private_postgres(tmp_path / "postgres") as server:
+        yield server
 
 
 @pytest.fixture

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from running import BIN, environment_for
-from servers import PrivatePostgres, needs, private_postgres
+from servers import PrivatePostgres
 from sqlalchemy import text
 
 from farcall.errors import ConfigurationError
@@ -19,14 +18,6 @@ from farcall_webservice.database import Database
 
 if TYPE_CHECKING:
     from conftest import Person, Service
-
-
-@pytest.fixture
-def own_postgres(tmp_path: Path) -> Iterator[PrivatePostgres]:
-    """A server that the test may stop."""
-    needs("postgres")
-    with private_postgres(tmp_path / "postgres") as server:
-        yield server
 
 
 def driver_url(url: str) -> str:
@@ -95,10 +86,10 @@ def refused_health(person: Person, server: PrivatePostgres) -> str:
 def test_two_that_register_the_same_new_endpoint_at_once_are_told_apart(
     service: Service, ada: Person, bob: Person, unknown_id: str
 ) -> None:
+    started = threading.Barrier(4)
     for number in range(10):
         endpoint_id = unknown_id[:-2] + f"{number:02x}"
-        answers = []
-        started = threading.Barrier(4)
+        answers: list[int] = []
 
         def register(person: Person, instance: str, path: str = endpoint_id, answers: list[int] = answers) -> None:
             body = {"endpoint_name": "here", "metadata": {"instance": instance}}

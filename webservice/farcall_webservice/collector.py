@@ -66,7 +66,7 @@ class Collector:
     def _run(self) -> None:
         pause = FIRST_PAUSE_S
         while not self._stopping.is_set():
-            connection = queues.connect(self._broker_url)
+            connection = queues.connect(self._broker_url, heartbeat_s=queues.HEARTBEAT_S)
             started = time.monotonic()
             try:
                 with connection:
@@ -109,6 +109,7 @@ class Collector:
             while not self._stopping.is_set():
                 # A short wait, because a stop cannot interrupt it.
                 _drain(connection, timeout=0.5)
+                queues.show_life(connection)
                 while busy and self._received and self._has_room():
                     if not _drain(connection, timeout=LINGER_S):
                         break

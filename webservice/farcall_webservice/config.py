@@ -7,11 +7,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from farcall.errors import ConfigurationError
 
 MEGABYTE = 1024 * 1024
+
+QueueType = Literal["classic", "quorum"]
 
 DATABASE_SCHEMES = ("sqlite:///", "postgresql://", "postgresql+psycopg://")
 BROKER_SCHEMES = ("redis://", "rediss://", "amqp://", "amqps://")
@@ -29,6 +31,11 @@ class ServiceConfig:
     host: str = "127.0.0.1"
     #: 5000 is what the Globus SDK's ``local`` environment is hard-wired to. 0 = any free port.
     port: int = 5000
+    #: Processes of `web`, and threads of each. A long-poll, one for each waiting executor, keeps a thread.
+    workers: int = 2
+    threads: int = 200
+    #: Of the queues on RabbitMQ that hold tasks and results: "classic", or "quorum", which is on several of its nodes.
+    queue_type: QueueType = "classic"
     #: How others reach the service, where that is not the address they name in their requests (a proxy).
     public_url: str | None = None
 
@@ -87,6 +94,8 @@ def _checked(name: str, value: Any, source: str) -> Any:
         return _url(url, source, DATABASE_SCHEMES, "sqlite:////srv/farcall/ledger.sqlite")
     if name == "broker_url":
         return _url(str(value), source, BROKER_SCHEMES, "amqp://user:password@host:5672/")
+    if name == "queue_type" and value not in get_args(QueueType):
+        raise ConfigurationError(f"{source} is {str(value)!r}: it must be one of {', '.join(get_args(QueueType))}")
     if name == "public_url":
         return _url(str(value), source, ("http://", "https://"), "https://farcall.example.org").rstrip("/")
     return str(value)
@@ -115,6 +124,8 @@ _VARIABLES = {
 }
 _WHOLE_NUMBERS = {
     "port": 65535,
+    "workers": 1000,
+    "threads": 10_000,
     "max_function_bytes": 1024 * MEGABYTE,
     "max_payload_bytes": 1024 * MEGABYTE,
     "max_batch_bytes": 1024 * MEGABYTE,

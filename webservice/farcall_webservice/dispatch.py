@@ -128,12 +128,12 @@ class Dispatcher:
 
     def queued_messages(self, endpoint_id: str) -> int:
         """How many messages wait on an endpoint's queue. Raises the transport's error if the broker is down."""
-        with queues.connect(self._broker_url) as connection, connection.channel() as channel:
-            return int(queues.tasks_queue(endpoint_id)(channel).queue_declare(passive=False).message_count)
+        with queues.connect(self._broker_url) as connection:
+            return int(queues.look_at(connection, queues.tasks_queue(endpoint_id)).message_count)
 
     def _run(self) -> None:
         pause = FIRST_PAUSE_S
-        connection = queues.connect(self._broker_url)
+        connection = self._connect()
         while True:
             started = time.monotonic()
             try:
@@ -151,7 +151,7 @@ class Dispatcher:
                     log.warning("the broker does not take messages (%s); trying again in %.1f s", error, pause)
                 else:
                     log.exception("dispatching failed; trying again in %.1f s", pause)
-            connection = queues.connect(self._broker_url)
+            connection = self._connect()
             with self._wake:
                 # What was in memory is undispatched in the ledger too, and memory is not for an outage's backlog.
                 self._outgoing.clear()
@@ -161,6 +161,9 @@ class Dispatcher:
                     return
                 self._wake.wait_for(lambda: self._stopping, timeout=pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _connect(self) -> Connection:
+        return queues.connect(self._broker_url, confirm_each=False, heartbeat_s=queues.HEARTBEAT_S)
 
     def _publish_until_stopped(self, connection: Connection) -> None:
         connection.ensure_connection(max_retries=1)
@@ -176,7 +179,7 @@ class Dispatcher:
                 news, self._news = self._news, set()
                 children = self._take_due_children()
             for endpoint_id, command in commands:
-                publisher.publish(queues.commands_queue(endpoint_id).name, wire.encode(command))
+                publisher.publish(queues.commands_queue(endpoint_id), wire.encode(command))
             self._sweep_if_due()
             if self._backlog and not outgoing:
                 self._mark()
@@ -187,6 +190,8 @@ class Dispatcher:
                 self._publish_to_child(publisher, child_id, ())
             if news:
                 self._forward(publisher, news)
+            publisher.confirm()
+            queues.show_life(connection)
             if not found or self._stopping or len(self._unmarked) >= MARK_AT_MOST:
                 self._mark()
             if self._stopping and not outgoing and not commands and not news:
@@ -256,17 +261,18 @@ class Dispatcher:
                 self._publish_to_child(publisher, runner_id, tasks)
             else:
                 self._publish_each(publisher, runner_id, tasks)
+        publisher.confirm()
         self._unmarked += [batch.submission_id for batch in outgoing]
 
     def _publish_batches(self, publisher: Publisher, runner_id: str, tasks: Sequence[wire.BatchedTask]) -> None:
-        queue = queues.tasks_queue(runner_id).name
+        queue = queues.tasks_queue(runner_id)
         codes = self._catalogue.codes({task.function_id for task in tasks})
         for part in _parts(tasks, codes):
             functions = {task.function_id: codes[task.function_id] for task in part}
             publisher.publish(queue, wire.encode(wire.TaskBatch(functions, part)))
 
     def _publish_each(self, publisher: Publisher, runner_id: str, tasks: Sequence[wire.BatchedTask]) -> None:
-        queue = queues.tasks_queue(runner_id).name
+        queue = queues.tasks_queue(runner_id)
         codes = self._catalogue.codes({task.function_id for task in tasks})
         for task in tasks:
             publisher.publish(queue, *foreign.task_message(task, codes[task.function_id].code))

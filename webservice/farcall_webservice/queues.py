@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from amqp.exceptions import PreconditionFailed
 from kombu import Connection, Exchange, Queue
+
+from farcall_webservice.config import QueueType
+
+log = logging.getLogger(__name__)
 
 RESULTS = Queue(
     "results", exchange=Exchange("results", type="topic", durable=True), routing_key="*.results", durable=True
@@ -19,11 +25,28 @@ MESSAGE_PROPERTIES = {"content_type": "application/json", "content_encoding": "u
 
 #: The broker forgets the queue of a group that nobody has consumed from, or had results on, for two weeks.
 GROUP_QUEUE_EXPIRES_S = 14 * 24 * 3600
+#: How often both sides of a connection that is kept say that they are there.
+HEARTBEAT_S = 60
+
+#: What a queue is declared with that holds what nobody can make again at once: tasks and results.
+_KEEPING: dict[str, str] = {}
+
+
+def use_queue_type(queue_type: QueueType) -> None:
+    """Say once, when the process starts, of which type such queues are on its RabbitMQ.
+
+    Every declaration of a queue has to say the same, wherever in the process it is made.
+    """
+    _KEEPING.clear()
+    if queue_type != "classic":
+        # A classic queue is what RabbitMQ makes unasked, so that older ones stay what they are.
+        _KEEPING["x-queue-type"] = queue_type
+    RESULTS.queue_arguments = dict(_KEEPING)
 
 
 def tasks_queue(endpoint_id: str) -> Queue:
     """Where an endpoint's tasks wait for its agent."""
-    return Queue(f"{endpoint_id}.tasks", durable=True)
+    return Queue(f"{endpoint_id}.tasks", durable=True, queue_arguments=dict(_KEEPING))
 
 
 def commands_queue(endpoint_id: str) -> Queue:
@@ -47,8 +70,12 @@ def speaks_amqp(broker_url: str) -> bool:
     return broker_url.startswith("amqp")
 
 
-def connect(broker_url: str) -> Connection:
-    """A connection that is opened at its first use. Each thread needs its own."""
+def connect(broker_url: str, *, confirm_each: bool = True, heartbeat_s: int = 0) -> Connection:
+    """A connection that is opened at its first use. Each thread needs its own.
+
+    ``confirm_each`` lets every publish wait until RabbitMQ has the message. With ``heartbeat_s`` a lost broker is
+    noticed without using it, and :func:`show_life` has to be called at least twice in that time.
+    """
     if broker_url.startswith("redis"):
         # A message is acknowledged within milliseconds; what a killed consumer left behind comes back after a minute.
         options: dict[str, Any] = {
@@ -60,15 +87,37 @@ def connect(broker_url: str) -> Connection:
             "health_check_interval": 10,
         }
     else:
-        options = {"confirm_publish": True}
-    return Connection(broker_url, transport_options=options, connect_timeout=5)
+        options = {"confirm_publish": confirm_each}
+    return Connection(broker_url, transport_options=options, connect_timeout=5, heartbeat=heartbeat_s)
+
+
+def show_life(connection: Connection) -> None:
+    """Send a heartbeat if one is due. Raises the transport's error if the broker has sent none for too long."""
+    if connection.supports_heartbeats and connection.heartbeat:
+        connection.heartbeat_check()
 
 
 def declare(broker_url: str, *queues: Queue) -> None:
     """Make sure that these queues exist, with their exchanges and bindings."""
-    with connect(broker_url) as connection, connection.channel() as channel:
+    with connect(broker_url) as connection:
         for queue in queues:
-            queue(channel).declare()
+            if queue.exchange.name:
+                with connection.channel() as channel:
+                    queue(channel).declare()
+            else:
+                look_at(connection, queue)
+
+
+def look_at(connection: Connection, queue: Queue) -> Any:
+    """``message_count`` and ``consumer_count`` of a queue, which is made if it is not there."""
+    try:
+        with connection.channel() as channel:
+            return queue(channel).queue_declare()
+    except PreconditionFailed as error:
+        # It was made when FARCALL_QUEUE_TYPE was another. It serves as it is, and may hold something.
+        log.warning("the queue %s is kept as it is: %s", queue.name, error.message)
+        with connection.channel() as channel:
+            return queue(channel).queue_declare(passive=True)
 
 
 def delete(broker_url: str, *queues: Queue) -> None:
@@ -80,8 +129,8 @@ def delete(broker_url: str, *queues: Queue) -> None:
 
 def consumers(broker_url: str, queue: Queue) -> int:
     """How many consume a queue, which is declared for that."""
-    with connect(broker_url) as connection, connection.channel() as channel:
-        return int(queue(channel).queue_declare().consumer_count)
+    with connect(broker_url) as connection:
+        return int(look_at(connection, queue).consumer_count)
 
 
 def endpoint_id_of(routing_key: str) -> str:
