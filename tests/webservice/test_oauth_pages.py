@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from logins import CODE_PAGE, COMPUTE, NATIVE, Browser, done, problem_in
+from logins import CODE_PAGE, COMPUTE, NATIVE, Browser, done, problem_in, refused
 from sqlalchemy import func, select, update
 
 from farcall.errors import ConfigurationError
@@ -246,10 +246,23 @@ def test_a_token_lets_in_its_own_user_alone(service: Service, browser: Browser, 
     assert browser.log_in("ada", bob.token).status_code == 403
     tokens = done(browser.exchange(browser.code("ada", ada.token)))
 
-    # Neither does one that opens less than everything, or that was revoked.
-    assert browser.log_in("ada", tokens["access_token"]).status_code == 403
+    # Neither does one that a client was given, or that was revoked.
+    for each in (tokens, *tokens["other_tokens"]):
+        assert browser.log_in("ada", each["access_token"]).status_code == 403
     auth.revoke_token(service.database, auth.tokens(service.database)[0].id)
     assert browser.log_in("ada", ada.token).status_code == 403
+
+
+def test_a_login_by_a_token_goes_on_no_longer_than_the_token(service: Service, browser: Browser, ada: Person) -> None:
+    by_token = done(browser.exchange(browser.code("ada", ada.token)))["refresh_token"]
+    passwords.set_password(service.database, "ada", PASSWORD)
+    by_password = done(browser.exchange(browser.code("ada", PASSWORD)))["refresh_token"]
+    done(browser.refresh(by_token))
+
+    auth.revoke_token(service.database, auth.tokens(service.database)[0].id)
+
+    assert "log in again" in refused(browser.refresh(by_token), 400, "invalid_grant")
+    done(browser.refresh(by_password))
 
 
 def test_after_some_failures_each_one_makes_the_next_wait_longer(

@@ -170,7 +170,7 @@ def _let_this_account_in(config: ServiceConfig, database: Database, url: str) ->
     if login is None or _is_accepted(database, login):
         _write_credentials(shared, url, token)
     else:
-        log.warning("%s is a login to another service and was left alone; this one's is in %s", shared, kept)
+        log.warning("%s holds another login and was left alone; the owner's is in %s", shared, kept)
 
 
 def _is_accepted(database: Database, token: str) -> bool:

@@ -116,6 +116,8 @@ class AuthorizationCode(Base):
     scope: Mapped[str] = mapped_column(Text)
     nonce: Mapped[str | None] = mapped_column(Text)
     code_challenge: Mapped[str | None] = mapped_column(String(128))
+    #: The token that the person logged in with, where it was no password.
+    by_token_id: Mapped[str | None] = mapped_column(Id)
     #: Whether the client asked for refresh tokens.
     offline: Mapped[bool] = mapped_column(Boolean)
     created_at: Mapped[float] = mapped_column(Seconds)
@@ -133,6 +135,8 @@ class RefreshToken(Base):
     client_id: Mapped[str] = mapped_column(Id, index=True)
     user_id: Mapped[str] = mapped_column(Id, ForeignKey("users.id"), index=True)
     grant_id: Mapped[str] = mapped_column(Id, index=True)
+    #: The token that the person logged in with: this one is good no longer than that one.
+    by_token_id: Mapped[str | None] = mapped_column(Id)
     scope: Mapped[str] = mapped_column(Text)
     resource_server: Mapped[str] = mapped_column(String(255))
     created_at: Mapped[float] = mapped_column(Seconds)

@@ -38,11 +38,12 @@ class Code(grants.AuthorizationCodeGrant):  # type: ignore[misc]
         data = request.payload.data
         asked = issuing.CodeRequest(
             client_id=request.client.id,
-            user_id=request.user,
+            user_id=request.user.user_id,
             redirect_uri=self.redirect_uri,
             scope=request.scope,
             nonce=data.get("nonce"),
             code_challenge=data.get("code_challenge"),
+            by_token_id=request.user.token_id,
             offline=data.get("access_type") == "offline",
         )
         issuing.keep_code(services().database, code, asked)
@@ -101,8 +102,8 @@ class Refresh(grants.RefreshTokenGrant):  # type: ignore[misc]
         row = issuing.find_refresh_token(services().database, secret)
         if row is None or row.client_id != client.id:
             raise InvalidGrantError("This client was not given this refresh token: log in again")
-        if issuing.has_ended(row):
-            raise InvalidGrantError("The refresh token was revoked or has expired: log in again")
+        if not issuing.can_be_used(services().database, row):
+            raise InvalidGrantError("The refresh token, or what it came from, was revoked or has expired: log in again")
         if not set(_scopes_of(self.request)) <= set(row.scope.split()):
             raise InvalidScopeError(f"The refresh token is good for no more than: {row.scope}")
         self.request.client, self.request.refresh_token = client, row

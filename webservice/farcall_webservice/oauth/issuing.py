@@ -37,6 +37,7 @@ class CodeRequest:
     scope: str
     nonce: str | None
     code_challenge: str | None
+    by_token_id: str | None
     offline: bool
 
 
@@ -49,6 +50,7 @@ class _Access:
     client_name: str
     lifetime_s: int
     grant_id: str | None = None
+    by_token_id: str | None = None
 
 
 def keep_code(database: Database, code: str, asked: CodeRequest) -> None:
@@ -80,7 +82,7 @@ def find_code(database: Database, code: str, client: Client) -> Row[Any] | None:
 
 def exchange_code(database: Database, client: Client, code: Row[Any], lifetime_s: int) -> dict[str, Any] | None:
     """The tokens for a code; None if somebody else has just used it."""
-    access = _Access(code.user_id, client.id, client.name, lifetime_s, code.id)
+    access = _Access(code.user_id, client.id, client.name, lifetime_s, code.id, code.by_token_id)
     with database.writing() as connection:
         used = connection.execute(
             update(AuthorizationCode)
@@ -110,6 +112,18 @@ def find_refresh_token(database: Database, secret: str) -> Row[Any] | None:
 def has_ended(token: Row[Any]) -> bool:
     """Whether an access or refresh token was revoked or has expired."""
     return token.revoked_at is not None or (token.expires_at is not None and token.expires_at <= time.time())
+
+
+def can_be_used(database: Database, refresh_token: Row[Any]) -> bool:
+    """Whether neither it has ended, nor the token that the person logged in with."""
+    if has_ended(refresh_token):
+        return False
+    if refresh_token.by_token_id is None:
+        return True
+    with database.reading() as connection:
+        query = select(Token.__table__).where(Token.id == refresh_token.by_token_id)
+        token = connection.execute(query).one_or_none()
+    return token is not None and not has_ended(token)
 
 
 def renew(
@@ -204,7 +218,7 @@ def _token(
     }
     if with_refresh:
         document["refresh_token"] = refresh = REFRESH_PREFIX + secrets.token_urlsafe(32)
-        row = {"id": str(uuid.uuid4()), "digest": auth.digest(refresh), **common}
+        row = {"id": str(uuid.uuid4()), "digest": auth.digest(refresh), "by_token_id": access.by_token_id, **common}
         connection.execute(insert(RefreshToken), {**row, "expires_at": now + REFRESH_LIFETIME_S})
     return document
 

@@ -102,18 +102,18 @@ def log_in() -> Response:
     if not name or not secret:
         return _login_page(grant, name, "Both fields are needed: your name, and your password or a token.", 400)
     try:
-        user_id = passwords.log_in(services().database, name, secret)
+        person = passwords.log_in(services().database, name, secret)
     except passwords.TooManyFailures as error:
         wait_s = math.ceil(error.wait_s)
         log.warning("login as %r through client %s: too many failures, %d s to wait", name, grant.client.id, wait_s)
         page = _login_page(grant, name, f"Too many failed attempts. Try again in {_in_words(wait_s)}.", 429)
         page.headers["Retry-After"] = str(wait_s)
         return page
-    if user_id is None:
+    if person is None:
         log.warning("login as %r through client %s failed", name, grant.client.id)
         return _login_page(grant, name, "That name and that password or token do not belong together.", 403)
     log.info("%r logged in through client %s (%s)", name, grant.client.id, grant.client.name)
-    response: Response = SERVER.create_authorization_response(grant=grant, grant_user=user_id)
+    response: Response = SERVER.create_authorization_response(grant=grant, grant_user=person)
     return _uncached(response)
 
 

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import threading
 import time
+from dataclasses import dataclass
 
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -19,8 +20,8 @@ from werkzeug.security import check_password_hash, generate_password_hash
 from farcall.errors import ConfigurationError
 from farcall_webservice import auth
 from farcall_webservice.database import Database
-from farcall_webservice.errors import ApiError
 from farcall_webservice.models import LoginFailure, User
+from farcall_webservice.oauth import issuing
 
 #: So many attempts cost no waiting.
 FREE_ATTEMPTS = 5
@@ -31,6 +32,15 @@ SHORTEST, LONGEST = 8, 1024
 
 # Checking one takes 32 MB and a tenth of a second on purpose; many at once would take the machine.
 _few_at_once = threading.BoundedSemaphore(2)
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who logged in."""
+
+    user_id: str
+    #: The token that it was done with, where it was no password.
+    token_id: str | None = None
 
 
 class TooManyFailures(Exception):
@@ -52,14 +62,15 @@ def set_password(database: Database, user_name: str, password: str) -> None:
     _forget(database, _subject(user_name))
 
 
-def log_in(database: Database, user_name: str, secret: str) -> str | None:
-    """The id of the user whose password, or whose token, this is. None if it is not.
+def log_in(database: Database, user_name: str, secret: str) -> Person | None:
+    """The user whose password, or whose token of `token create`, this is. None if it is not.
 
     Raises :class:`TooManyFailures`.
     """
     user_id = auth.user_id_of(database, user_name)
-    if user_id is not None and _is_token_of(database, user_id, secret):
-        return user_id
+    token_id = user_id and _token_of(database, user_id, secret)
+    if user_id is not None and token_id is not None:
+        return Person(user_id, token_id)
     subject = _subject(user_name)
     wait_s = _count_attempt(database, subject)
     if wait_s > 0:
@@ -68,10 +79,10 @@ def log_in(database: Database, user_name: str, secret: str) -> str | None:
         known = connection.execute(select(User.password_hash).where(User.id == user_id)).scalar() if user_id else None
     with _few_at_once:
         is_right = check_password_hash(known or _nobodys_hash(), secret[: LONGEST + 1])
-    if not is_right or known is None:
+    if not is_right or known is None or user_id is None:
         return None
     _forget(database, subject)
-    return user_id
+    return Person(user_id)
 
 
 def wait_after(failures: int) -> float:
@@ -81,13 +92,11 @@ def wait_after(failures: int) -> float:
     return 0.0 if beyond < 0 else min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(beyond, 20))
 
 
-def _is_token_of(database: Database, user_id: str, secret: str) -> bool:
-    if not secret.strip().startswith(auth.TOKEN_PREFIX):
-        return False
-    try:
-        return auth.check(database, f"Bearer {secret}").id == user_id
-    except ApiError:
-        return False
+def _token_of(database: Database, user_id: str, secret: str) -> str | None:
+    """The id of the token, if it is one. A token that a client was given would let the client go on for ever."""
+    row = issuing.find_access_token(database, secret.strip())
+    usable = row is not None and row.user_id == user_id and row.client_id is None and not issuing.has_ended(row)
+    return row.id if row is not None and usable else None
 
 
 def _count_attempt(database: Database, subject: str) -> float:
