@@ -91,6 +91,13 @@ class World:
                 wire.encode(message), exchange=where.exchange.name, routing_key=f"{sender_id}.{where.name}"
             )
 
+    def publish(self, queue: str, body: bytes, headers: dict[str, Any]) -> None:
+        """Publish to a queue as another process of the service might."""
+        with Connection(self.broker_url) as connection:
+            Producer(connection.channel()).publish(
+                body, exchange="", routing_key=queue, headers=headers, **queues.MESSAGE_PROPERTIES
+            )
+
     def report(self, sender_id: str, **state: Any) -> None:
         said = {"heartbeat_period": 30, **state}
         self.say(sender_id, queues.HEARTBEATS, wire.StatusReport(sender_id, said))

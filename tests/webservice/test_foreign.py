@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from foreign_support import BUSY, CORE, CoreEndpoint, Somebody, World
+from foreign_support import BUSY, CORE, CoreEndpoint, Somebody, UserEndpoint, World
 
 from farcall import wire
 from farcall_webservice import foreign, queues
@@ -273,6 +273,29 @@ def test_what_a_killed_user_endpoint_had_taken_is_sent_again_with_what_still_wai
     assert set(taken) < set(ids)
 
 
+def test_what_another_process_has_published_but_not_noted_survives_the_emptying_of_the_queue(
+    world: World, ada: Somebody, core: CoreEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farcall_webservice.children.LATE_S", -60.0)
+    function_id = ada.function()
+    (lost,) = ada.submit(core.id, function_id)["tasks"][function_id]
+    child = core.start_child()
+    child.take()
+    child.die()
+
+    receipt = world.ledger.submit(
+        owner_id=ada.id, endpoint_id=core.id, runner_id=child.id, payloads={function_id: ["p"]}
+    )
+    ((task,),) = [batch.tasks for batch in receipt.outgoing]
+    body, headers = foreign.task_message(task, "4\nst\nx")
+    world.publish(queues.tasks_queue(child.id).name, body, headers)
+    core.heartbeat()
+
+    successor = core.start_child()
+    assert sorted(successor.take(2)) == sorted([lost, task.task_id])
+    assert successor.tasks.is_quiet()
+
+
 def test_a_submit_notices_that_nobody_consumes(
     world: World, ada: Somebody, core: CoreEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,6 +407,29 @@ def test_a_task_that_got_lost_on_its_way_is_sent_again_once_the_user_endpoint_ha
     child.heartbeat()
 
     assert child.take() == ids
+
+
+def test_an_older_endpoint_takes_its_tasks_itself_and_gets_again_what_it_lost_when_it_died(
+    world: World, ada: Somebody, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farcall_webservice.reports.GRACE_S", 0.0)
+    body = {"endpoint_name": "old", "metadata": {"endpoint_version": "2.11.0"}}
+    answer = ada.ask("POST", "/v3/endpoints", body)
+    endpoint = UserEndpoint(world, answer)
+    function_id = ada.function()
+    (task_id,) = ada.submit(endpoint.id, function_id)["tasks"][function_id]
+    assert endpoint.take() == [task_id]
+    world.wait_until(lambda: state(world, task_id) == ["waiting-for-ep"])
+
+    endpoint.die()
+    successor = UserEndpoint(world, ada.ask("PUT", f"/v3/endpoints/{endpoint.id}", body))
+    for _ in range(2):
+        successor.heartbeat()
+
+    assert successor.take() == [task_id]
+    successor.answer(task_id)
+    ended(world, task_id)
+    successor.die()
 
 
 # -- registering, stopping, deleting ----------------------------------------------------------------------------------

@@ -281,7 +281,7 @@ class Dispatcher:
 
     def _publish_to_child(self, publisher: Publisher, child_id: str, tasks: Sequence[wire.BatchedTask]) -> None:
         """Publish to a user endpoint, which is started if it is not there; without tasks, see to that alone."""
-        # What was published is on the queue that may now be cleared, so the ledger has to know that it was.
+        # What was published and taken may have been lost with whoever took it, so the ledger has to know of it.
         self._mark()
         queue = queues.tasks_queue(child_id)
         seen = Circumstances(publisher.consumers(queue), bool(tasks), publisher.is_settled)
@@ -289,8 +289,11 @@ class Dispatcher:
         if start is None:
             self._publish_each(publisher, child_id, tasks)
             return
-        publisher.clear(queue)
         every = {task.task_id: task for task in (*start.tasks, *tasks)}
+        # What another process has published, but not yet noted, would be lost with what is on the queue.
+        unnoted = [task_id for task_id in publisher.empty(queue) if task_id not in every]
+        for batch in self._ledger.resend(unnoted, as_lost=False) if unnoted else ():
+            every.update({task.task_id: task for task in batch.tasks})
         self._publish_each(publisher, child_id, list(every.values()))
         publisher.publish_command(queues.commands_queue(start.parent_id), start.command, foreign.COMMAND_EXPIRES_S)
         self._wake_groups(start.news)

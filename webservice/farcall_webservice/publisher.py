@@ -95,9 +95,13 @@ class Publisher:
         """How many consume a queue."""
         return int(queues.look_at(self._connection, queue).consumer_count)
 
-    def clear(self, queue: Queue) -> None:
-        """Drop what waits on a queue."""
-        queue(self._producer.channel).purge()
+    def empty(self, queue: Queue) -> list[str]:
+        """Take what waits on a queue of tasks that come one by one; the tasks' ids."""
+        bound = queue(self._producer.channel)
+        ids = []
+        while (message := bound.get(no_ack=True)) is not None:
+            ids.append(str(message.headers.get("task_uuid")))
+        return ids
 
     def _publish(self, name: str, body: bytes, **properties: Any) -> None:
         self._producer.publish(body, exchange="", routing_key=name, **queues.MESSAGE_PROPERTIES, **properties)
