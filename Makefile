@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 # texttable 1.7.1 and later break `globus-compute-endpoint list` of 4.19.
 GLOBUS := globus-compute-sdk==4.19.0 globus-compute-endpoint==4.19.0 texttable==1.7.0
-DISTRIBUTIONS := -e ".[dev]" -e webservice -e endpoint_core -e providers/local
+DISTRIBUTIONS := -e ".[dev]" -e "webservice[postgres]" -e endpoint_core -e providers/local
 PACKAGES := sdk/farcall webservice/farcall_webservice endpoint_core/farcall_endpoint \
 	providers/local/farcall_provider_local
 CHECKED := $(PACKAGES) tests examples benchmarks
