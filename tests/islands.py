@@ -17,12 +17,12 @@ from pathlib import Path
 
 import psutil
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[1]
 #: The commands of this checkout, and those of the unmodified packages.
 OURS, THEIRS = CHECKOUT / ".venv" / "bin", CHECKOUT / ".venv-globus" / "bin"
 #: Debian's `nobody`, whoever we are.
 NOBODY = 65534
-FIRST_PROCESS = Path(__file__).parent / "programs" / "island.py"
+FIRST_PROCESS = Path(__file__).parent / "globus" / "programs" / "island.py"
 TOOLS = ("unshare", "nsenter", "ip", "mount", "setpriv")
 
 
@@ -41,15 +41,23 @@ class Island:
             "LOGNAME": "nobody",
             "PATH": os.pathsep.join([str(OURS), "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"]),
             "LANG": "C.UTF-8",
-            "TMPDIR": str(self._writable("tmp")),
+            "TMPDIR": str(self.writable("tmp")),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        self._writable("home")
+        self.writable("home")
 
     @property
     def prefix(self) -> list[str]:
         """What precedes a command so that it runs here, as the unprivileged user."""
-        enter = ["nsenter", f"--target={self._pid}", "--net", "--pid", "--mount", "--wdns=/"]
+        return self._prefix("--net", "--pid", "--mount", "--wdns=/")
+
+    @property
+    def network_prefix(self) -> list[str]:
+        """As ``prefix``, for whoever wants to signal the command itself: it shares only the network."""
+        return self._prefix("--net")
+
+    def _prefix(self, *namespaces: str) -> list[str]:
+        enter = ["nsenter", f"--target={self._pid}", *namespaces]
         if self._by_root:
             user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs"]
         else:
@@ -85,6 +93,23 @@ class Island:
         assert not check or done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
+    def end(self, process: subprocess.Popen[str], number: int) -> int:
+        """Send a signal to what :meth:`start` started, and wait until it has ended."""
+        # `nsenter` waits for the command, which is its only child, and passes no signal on.
+        for command in psutil.Process(process.pid).children() if process.poll() is None else []:
+            command.send_signal(number)
+        try:
+            return process.wait(timeout=30)
+        finally:
+            process.kill()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+
+    def signal(self, pid: int, number: int) -> None:
+        """Send a signal to a process by the number that it has here, which is the one in its files."""
+        self.run("/bin/kill", f"-{number}", str(pid))
+
     def processes(self) -> list[psutil.Process]:
         """Everything that runs here, with the numbers that it has outside."""
         return psutil.Process(self._pid).children(recursive=True)
@@ -94,7 +119,8 @@ class Island:
         log = self.folder / "names"
         return log.read_text().split() if log.exists() else []
 
-    def _writable(self, name: str) -> Path:
+    def writable(self, name: str) -> Path:
+        """A folder in which the programs here may write."""
         path = self.folder / name
         path.mkdir(exist_ok=True)
         if self._by_root:

@@ -1,0 +1,60 @@
+"""Runs flows on demand, with one SDK loaded once: each flow in a forked child, so that none sees another's traces.
+
+Reads lines of JSON (`{"flow": ..., "endpoint_id": ..., "timeout_s": ...}`) and answers each with one: `{"failure": null or text}`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import flows  # noqa: E402
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    # What a flow prints goes where it cannot be taken for an answer.
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        answers.write(json.dumps({"failure": failure_of(json.loads(line))}) + "\n")
+
+
+def failure_of(order: dict) -> str | None:
+    """Run a flow in a child; the traceback if it failed."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(read_end)
+        with os.fdopen(write_end, "w") as told:
+            told.write(run(order))
+        os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end) as told:
+        text = told.read()
+    _, status = os.waitpid(child, 0)
+    return text or (f"the process ended with {status}" if status else None)
+
+
+def run(order: dict) -> str:
+    # The flow's threads do not keep it from being told that it takes too long.
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(order["timeout_s"])
+    try:
+        flows.FLOWS[order["flow"]](flows.signed_in(), order["endpoint_id"])
+    except BaseException:
+        return traceback.format_exc()
+    return ""
+
+
+def too_long(_number: int, _frame: object) -> None:
+    raise TimeoutError("the flow took too long")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Either SDK with either endpoint: the same flows pass in all four cells, but for what LIMITS lists."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+_spec = importlib.util.spec_from_file_location("flows", Path(__file__).with_name("flows.py"))
+assert _spec is not None and _spec.loader is not None
+flows = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(flows)
+
+#: What a cell cannot do, and why: (SDK, endpoint, flow) -> reason. docs/globus.md shows the same.
+LIMITS: dict[tuple[str, str, str], str] = {}
+
+
+@pytest.mark.parametrize("flow", flows.FLOWS)
+@pytest.mark.parametrize("sdk", ["farcall", "globus"])
+@pytest.mark.parametrize("endpoint", ["ours"])
+def test_cell(request, isle, sessions, sdk: str, endpoint: str, flow: str) -> None:  # type: ignore[no-untyped-def]
+    endpoint_id = request.getfixturevalue({"ours": "our_endpoint", "theirs": "their_endpoint"}[endpoint])
+
+    sessions[sdk].run(flow, endpoint_id)
