@@ -276,7 +276,9 @@ class Client:
 
     def get_task_group(self, task_group_id: UUIDLike) -> dict[str, Any]:
         """The ids of a group's tasks, and when they were made."""
-        return self._dictionary(f"/v2/taskgroup/{as_id(task_group_id, 'task_group_id')}")
+        # Our results are asked for, so the broker need not keep them too.
+        path = f"/v2/taskgroup/{as_id(task_group_id, 'task_group_id')}"
+        return dict(self.transport.get(path, params={"create_queue": "false"}))
 
     def get_task_group_results(self, task_group_id: UUIDLike) -> dict[str, dict[str, Any]]:
         """Those tasks of a group that are done, by id, with ``result`` or ``exception``."""

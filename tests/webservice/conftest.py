@@ -31,10 +31,14 @@ class RecordingOutbox:
 
     sent: list[wire.BatchedTask] = field(default_factory=list)
     commands: list[tuple[str, wire.Command]] = field(default_factory=list)
+    forwarded: list[str] = field(default_factory=list)
 
     def send(self, outgoing: Iterable[Outgoing]) -> None:
         for batch in outgoing:
             self.sent.extend(batch.tasks)
+
+    def forward(self, task_group_ids: Iterable[str]) -> None:
+        self.forwarded.extend(task_group_ids)
 
     def command(self, endpoint_id: str, command: wire.Command) -> None:
         self.commands.append((endpoint_id, command))

@@ -12,6 +12,7 @@ from farcall_webservice.database import Database
 from farcall_webservice.errors import ApiError
 from farcall_webservice.extensions import KEY, Outbox, Services, services
 from farcall_webservice.fields import uuid_text
+from farcall_webservice.forward import ResultQueues
 from farcall_webservice.ledger import Ledger
 from farcall_webservice.openapi import Api, IdConverter, OrjsonProvider
 from farcall_webservice.waiting import Waiting
@@ -33,7 +34,8 @@ def create_app(
         raise ValueError("the application needs to know its broker: config.broker_url is None")
     app = Flask(__name__, static_folder=None)
     app.json = OrjsonProvider(app)
-    app.extensions[KEY] = Services(config, database, ledger, dispatcher, waiting)
+    result_queues = ResultQueues(config.broker_url, database)
+    app.extensions[KEY] = Services(config, database, ledger, dispatcher, waiting, result_queues)
     app.config.update(
         MAX_CONTENT_LENGTH=config.max_request_bytes,
         # OPTIONS is answered like any other method that a route does not take.

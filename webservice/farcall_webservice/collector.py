@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from kombu import Connection, Consumer, Message
 from sqlalchemy import bindparam, update
@@ -145,7 +145,7 @@ class Collector:
 
     def _record_results(self, sender: str, results: Sequence[wire.Result]) -> None:
         try:
-            self._waiting.wake(self._ledger.record_results(sender, results))
+            self._tell(self._ledger.record_results(sender, results))
         except OperationalError:
             # The database cannot be used now. All of it will come again.
             raise
@@ -160,7 +160,11 @@ class Collector:
             failure = wire.Result(
                 results[0].task_id, reason, error_details=wire.ErrorDetails("MALFORMED_RESULT", reason)
             )
-            self._waiting.wake(self._ledger.record_results(sender, [failure]))
+            self._tell(self._ledger.record_results(sender, [failure]))
+
+    def _tell(self, task_group_ids: Collection[str]) -> None:
+        self._waiting.wake(task_group_ids)
+        self._dispatcher.forward(task_group_ids)
 
     def _note(self, endpoint_id: str, reports: Sequence[wire.StatusReport]) -> None:
         latest = reports[-1]

@@ -17,6 +17,7 @@ from sqlalchemy import select
 from farcall import wire
 from farcall_webservice import queues
 from farcall_webservice.database import Database
+from farcall_webservice.forward import Forwarder
 from farcall_webservice.ledger import Ledger, Outgoing
 from farcall_webservice.models import Endpoint, Function
 
@@ -45,6 +46,10 @@ class Dispatcher:
         #: Published, and not yet noted as such in the ledger.
         self._unmarked: list[str] = []
         self._commands: list[tuple[str, wire.Command]] = []
+        self._forwarder = Forwarder(database, ledger)
+        self._has_group_queues = queues.speaks_amqp(broker_url)
+        #: Groups that have results which may have to go to a queue.
+        self._news: set[str] = set()
         #: Set where the ledger holds undispatched submissions that are not in memory.
         self._backlog = True
         #: Submissions that the latest look into the backlog has found.
@@ -74,6 +79,13 @@ class Dispatcher:
         with self._wake:
             self._outgoing += outgoing
             self._wake.notify()
+
+    def forward(self, task_group_ids: Iterable[str]) -> None:
+        """Publish new results of these groups soon, where the groups have queues; they are committed already."""
+        if self._has_group_queues:
+            with self._wake:
+                self._news.update(task_group_ids)
+                self._wake.notify()
 
     def command(self, endpoint_id: str, command: wire.Command) -> None:
         """Tell an agent something. A command is lost with the process; what it asks for is enforced elsewhere too."""
@@ -105,6 +117,7 @@ class Dispatcher:
             with self._wake:
                 # What was in memory is undispatched in the ledger too, and memory is not for an outage's backlog.
                 self._outgoing.clear()
+                self._news.clear()
                 self._backlog = True
                 if self._stopping:
                     return
@@ -115,11 +128,14 @@ class Dispatcher:
         connection.ensure_connection(max_retries=1)
         publisher = _Publisher(connection)
         self._mark()
+        if self._has_group_queues:
+            self.forward(self._forwarder.behind())
         while True:
             with self._wake:
                 found = self._wake.wait_for(self._has_work, timeout=MARK_AFTER_S if self._unmarked else None)
                 outgoing, self._outgoing = self._outgoing, []
                 commands, self._commands = self._commands, []
+                news, self._news = self._news, set()
             for endpoint_id, command in commands:
                 publisher.publish(queues.commands_queue(endpoint_id).name, wire.encode(command))
             if self._backlog and not outgoing:
@@ -127,13 +143,15 @@ class Dispatcher:
                 outgoing = self._take_backlog()
             if outgoing:
                 self._publish(publisher, outgoing)
+            if news:
+                self._forward(publisher, news)
             if not found or self._stopping or len(self._unmarked) >= MARK_AT_MOST:
                 self._mark()
-            if self._stopping and not outgoing and not commands:
+            if self._stopping and not outgoing and not commands and not news:
                 return
 
     def _has_work(self) -> bool:
-        return bool(self._outgoing or self._commands or self._backlog or self._stopping)
+        return bool(self._outgoing or self._commands or self._news or self._backlog or self._stopping)
 
     def _mark(self) -> None:
         """Note what was published. It need not be at once: what a crash leaves unnoted is sent twice, no more."""
@@ -152,6 +170,10 @@ class Dispatcher:
             self._outgoing = [batch for batch in self._outgoing if batch.submission_id not in self._looked_up]
             self._backlog = bool(outgoing)
         return outgoing
+
+    def _forward(self, publisher: _Publisher, news: set[str]) -> None:
+        behind = self._forwarder.behind(news)
+        self.forward([each for each in behind if self._forwarder.forward(each, publisher.publish_results)])
 
     def _publish(self, publisher: _Publisher, outgoing: Sequence[Outgoing]) -> None:
         by_endpoint: dict[str, list[wire.BatchedTask]] = defaultdict(list)
@@ -186,6 +208,14 @@ class _Publisher:
             Queue(queue, durable=True)(self._producer.channel).declare()
             self._declared.add(queue)
         self._producer.publish(body, exchange="", routing_key=queue, headers=headers, **queues.MESSAGE_PROPERTIES)
+
+    def publish_results(self, queue: Queue, messages: Sequence[tuple[bytes, int]]) -> None:
+        """Publish to a queue that the broker may have forgotten meanwhile."""
+        queue(self._producer.channel).declare()
+        for body, completed_at in messages:
+            self._producer.publish(
+                body, exchange="", routing_key=queue.name, timestamp=completed_at, **queues.MESSAGE_PROPERTIES
+            )
 
 
 class _Catalogue:

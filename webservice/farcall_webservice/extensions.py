@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -11,6 +11,7 @@ from flask import current_app
 from farcall.wire import Command
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.database import Database
+from farcall_webservice.forward import ResultQueues
 from farcall_webservice.ledger import Ledger, Outgoing
 from farcall_webservice.waiting import Waiting
 
@@ -21,6 +22,8 @@ class Outbox(Protocol):
     """The side of the dispatcher that the views see."""
 
     def send(self, outgoing: Iterable[Outgoing]) -> None: ...
+
+    def forward(self, task_group_ids: Iterable[str]) -> None: ...
 
     def command(self, endpoint_id: str, command: Command) -> None: ...
 
@@ -34,6 +37,12 @@ class Services:
     ledger: Ledger
     dispatcher: Outbox
     waiting: Waiting
+    result_queues: ResultQueues
+
+    def tell(self, task_group_ids: Collection[str]) -> None:
+        """These groups have news: wake whoever waits for it, here or at the broker."""
+        self.waiting.wake(task_group_ids)
+        self.dispatcher.forward(task_group_ids)
 
 
 def services() -> Services:

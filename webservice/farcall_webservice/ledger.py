@@ -96,6 +96,7 @@ class Ledger:
         endpoint_id: str,
         payloads: Mapping[str, Sequence[str]],
         task_group_id: str | None = None,
+        new_group_id: str | None = None,
         options: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         digest: str | None = None,
@@ -103,7 +104,8 @@ class Ledger:
         """Write a request's tasks; when this returns they are committed.
 
         ``payloads`` maps a function id to packed arguments, one text a task. A ``task_group_id`` must be one of
-        :meth:`task_group_owner`'s; without one a group is made. Raises :class:`KeyReused`.
+        :meth:`task_group_owner`'s; without one a group is made, under ``new_group_id`` if that is given. Raises
+        :class:`KeyReused`.
         """
         now = time.time()
         with self._database.writing() as connection:
@@ -113,7 +115,7 @@ class Ledger:
                     return earlier
             submission_id = str(uuid.uuid4())
             if task_group_id is None:
-                task_group_id = str(uuid.uuid4())
+                task_group_id = new_group_id or str(uuid.uuid4())
                 connection.execute(
                     sql.ADD_GROUP,
                     {"id": task_group_id, "owner_id": owner_id, "created_at": now, "last_result_seq": 0},

@@ -134,6 +134,17 @@ class TaskGroup(Base):
     last_result_seq: Mapped[int] = mapped_column(RowNumber, default=0)
 
 
+class ResultQueue(Base):
+    """That a group's results also go to a queue of the broker, and how far they have."""
+
+    __tablename__ = "result_queues"
+
+    task_group_id: Mapped[str] = mapped_column(Id, primary_key=True)
+    #: The number of the latest result that the broker has confirmed.
+    forwarded_seq: Mapped[int] = mapped_column(RowNumber, default=0)
+    created_at: Mapped[float] = mapped_column(Seconds)
+
+
 class Submission(Base):
     """One request's tasks for one endpoint: the unit that is dispatched."""
 

@@ -17,6 +17,9 @@ HEARTBEATS = Queue(
 #: What every message of ours carries beside its body.
 MESSAGE_PROPERTIES = {"content_type": "application/json", "content_encoding": "utf-8", "delivery_mode": 2}
 
+#: The broker forgets the queue of a group that nobody has consumed from, or had results on, for two weeks.
+GROUP_QUEUE_EXPIRES_S = 14 * 24 * 3600
+
 
 def tasks_queue(endpoint_id: str) -> Queue:
     """Where an endpoint's tasks wait for its agent."""
@@ -26,6 +29,22 @@ def tasks_queue(endpoint_id: str) -> Queue:
 def commands_queue(endpoint_id: str) -> Queue:
     """Where an agent is told to stop."""
     return Queue(f"{endpoint_id}.commands", durable=True)
+
+
+def group_queue(owner_id: str, task_group_id: str) -> Queue:
+    """Where the results of a group wait for Globus Compute's Executor."""
+    name = f"{group_queue_prefix(owner_id)}{task_group_id}"
+    return Queue(name, durable=True, expires=GROUP_QUEUE_EXPIRES_S)
+
+
+def group_queue_prefix(owner_id: str) -> str:
+    """What the names of all of a user's groups begin with, so that a broker can allow them one by one."""
+    return f"tg.{owner_id}."
+
+
+def speaks_amqp(broker_url: str) -> bool:
+    """Whether Globus Compute's programs, which speak nothing else, can talk with this broker."""
+    return broker_url.startswith("amqp")
 
 
 def connect(broker_url: str) -> Connection:
@@ -66,7 +85,12 @@ def reachable_url(broker_url: str, host: str | None) -> str:
     'redis://:secret@gateway.example.org:6379/0'
     >>> reachable_url("redis://:secret@127.0.0.1:6379/0", "gateway.example.org")
     'redis://:secret@127.0.0.1:6379/0'
+    >>> reachable_url("amqp://me:secret@broker.example.org//", "gateway.example.org")
+    'amqp://me:secret@broker.example.org/%2F'
     """
+    if speaks_amqp(broker_url) and broker_url.endswith("//"):
+        # For Kombu this is the virtual host "/", for Pika one without a name.
+        broker_url = f"{broker_url[:-1]}%2F"
     parts = urlsplit(broker_url)
     if host is None or parts.hostname not in ("0.0.0.0", "::"):
         return broker_url

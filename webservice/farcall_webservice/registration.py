@@ -36,7 +36,7 @@ def is_online(endpoint: Row[Any], config: ServiceConfig, now: float) -> bool:
 def register(caller: Caller, endpoint_id: str | None, body: dict[str, Any]) -> dict[str, Any]:
     """Make or renew an endpoint, and return what its agent needs to know."""
     own = services()
-    url = _broker_url(own.config)
+    url = broker_url_for_caller(own.config)
     registered_id = endpoint_id or str(uuid.uuid4())
     _declare_queues(own.config, registered_id)
     now = time.time()
@@ -87,7 +87,7 @@ def delete(caller: Caller, endpoint_id: str) -> None:
 def fail_tasks_of_deleted(own: Services, endpoint_id: str) -> None:
     """End what a deleted endpoint will not run, and wake whoever waits for it."""
     reason = f"Endpoint {endpoint_id} was deleted before it had run this task: submit it to another endpoint"
-    own.waiting.wake(own.ledger.fail_tasks_of_endpoint(endpoint_id, reason, code="EndpointDeleted"))
+    own.tell(own.ledger.fail_tasks_of_endpoint(endpoint_id, reason, code="EndpointDeleted"))
 
 
 def is_deleted(own: Services, endpoint_id: str) -> bool:
@@ -127,8 +127,8 @@ def _is_taken(known: Row[Any], config: ServiceConfig, now: float) -> bool:
     return is_online(known, config, now) or has_just_registered
 
 
-def _broker_url(config: ServiceConfig) -> str:
-    """The broker's URL for the agent that asks: it reaches the broker as it reached us."""
+def broker_url_for_caller(config: ServiceConfig) -> str:
+    """The broker's URL for whoever asks: they reach the broker as they reached us."""
     assert config.broker_url is not None
     asked = urlsplit(config.public_url or f"//{request.host}").hostname
     return queues.reachable_url(config.broker_url, asked)

@@ -252,7 +252,9 @@ class Submission(RequestSchema):
     tasks = Payloads(required=True, metadata=_said("Function id -> packed arguments, a text a task."))
     task_group_id = Id(load_default=nothing, allow_none=True, metadata=_said("One of yours; left out: a new one."))
     create_queue = Flag(
-        load_default=False, allow_none=True, metadata=_said("Of no effect here: results are asked for.")
+        load_default=False,
+        allow_none=True,
+        metadata=_said("The results also go to a queue of the broker, if that is RabbitMQ: see getResultQueue."),
     )
     resource_specification = JsonObject(load_default=nothing, allow_none=True)
     result_serializers = fields.List(
@@ -337,6 +339,13 @@ class BatchStatusRequest(RequestSchema):
 class BatchStatusAnswer(Schema):
     response = fields.String(required=True, metadata=_said("Always `batch`."))
     results = fields.Dict(keys=fields.String(), values=fields.Nested(TaskDocument), required=True)
+
+
+class TaskGroupQuery(RequestSchema):
+    create_queue = fields.Boolean(
+        load_default=True,
+        metadata=_said("Make the queue at the broker that new results of the group go to, where it has none."),
+    )
 
 
 class TaskGroupTask(Schema):

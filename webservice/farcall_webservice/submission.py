@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,14 +26,24 @@ def submit(
     options: dict[str, Any] | None = None,
     idempotency_key: str | None = None,
     raw_body: bytes = b"",
+    create_queue: bool = False,
 ) -> Receipt:
-    """Write tasks to the ledger and hand them to the dispatcher."""
+    """Write tasks to the ledger and hand them to the dispatcher.
+
+    With ``create_queue`` their group's results go to a queue of the broker too, if it is one that clients can use.
+    """
     check(caller, {endpoint_id: payloads}, task_group_id)
+    new_group_id = str(uuid.uuid4())
+    result_queues = services().result_queues
+    if create_queue and result_queues.are_available:
+        # Before anything is written: who is told that it failed will send it again.
+        result_queues.open(caller.id, task_group_id or new_group_id)
     return _write(
         caller,
         endpoint_id,
         payloads,
         task_group_id=task_group_id,
+        new_group_id=new_group_id,
         options=options,
         idempotency_key=idempotency_key,
         digest=_digest(endpoint_id, raw_body) if idempotency_key is not None else None,
@@ -104,6 +115,7 @@ def _write(
     payloads: Payloads,
     *,
     task_group_id: str | None,
+    new_group_id: str | None = None,
     options: dict[str, Any] | None = None,
     idempotency_key: str | None = None,
     digest: str | None = None,
@@ -115,6 +127,7 @@ def _write(
             endpoint_id=endpoint_id,
             payloads=payloads,
             task_group_id=task_group_id,
+            new_group_id=new_group_id,
             options=options,
             idempotency_key=idempotency_key,
             digest=digest,

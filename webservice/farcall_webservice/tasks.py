@@ -11,7 +11,7 @@ from flask import Response, g, request
 from sqlalchemy import Row
 
 from farcall.wire import TaskState
-from farcall_webservice import access, submission
+from farcall_webservice import access, queues, registration, submission
 from farcall_webservice.auth import Caller
 from farcall_webservice.documents import answer, task_document, task_summary, unknown_task
 from farcall_webservice.errors import ApiError
@@ -33,6 +33,7 @@ from farcall_webservice.schemas import (
     SubmitHeaders,
     TaskDocument,
     TaskGroupAnswer,
+    TaskGroupQuery,
     TasksAnswer,
     TasksQuery,
     WaitQuery,
@@ -84,6 +85,7 @@ def submit_tasks(body: dict[str, Any], headers: dict[str, Any], endpoint_id: str
         options={name: body[name] for name in OPTIONS if body[name]},
         idempotency_key=headers["idempotency_key"],
         raw_body=request.get_data(),
+        create_queue=bool(body["create_queue"]),
     )
     return answer(
         {
@@ -197,12 +199,20 @@ def get_tasks(body: dict[str, Any]) -> Response:
 
 
 @blueprint.operation(
-    "GET", "/v2/taskgroup/<id:task_group_id>", id="getTaskGroup", answer=TaskGroupAnswer, failures=(403, 404)
+    "GET",
+    "/v2/taskgroup/<id:task_group_id>",
+    id="getTaskGroup",
+    query=TaskGroupQuery,
+    answer=TaskGroupAnswer,
+    failures=(403, 404),
 )
-def get_task_group(task_group_id: str) -> Response:
+def get_task_group(query: dict[str, Any], task_group_id: str) -> Response:
     """The tasks of a group, oldest first"""
     own = services()
     access.check_task_group(own.ledger, g.caller, task_group_id)
+    if query["create_queue"] and own.result_queues.are_available:
+        # Globus Compute's Executor asks this first when it takes up an older group, and consumes the queue then.
+        own.result_queues.open(g.caller.id, task_group_id)
     tasks = [{"id": row.id, "created_at": iso(row.created_at)} for row in own.ledger.task_group(task_group_id)]
     return answer({"taskgroup_id": task_group_id, "create_websockets_queue": True, "tasks": tasks})
 
@@ -232,16 +242,27 @@ def get_task_group_results(query: dict[str, Any], task_group_id: str) -> Respons
 
 
 @blueprint.operation(
-    "GET", "/v2/get_amqp_result_connection_url", id="getResultQueue", answer=ResultQueue, failures=(409,)
+    "GET",
+    "/v2/get_amqp_result_connection_url",
+    id="getResultQueue",
+    answer=ResultQueue,
+    example={"queue_prefix": f"tg.{_OTHER_ID}.", "connection_url": "amqp://me:secret@broker.example.org:5672/%2F"},
+    failures=(409,),
 )
 def get_result_queue() -> dict[str, Any]:
-    """Where results could be consumed over AMQP"""
-    raise ApiError(
-        409,
-        "AMQP_NOT_AVAILABLE",
-        "This service does not hand out results over AMQP: ask for them with GET /v2/taskgroup/{id}/results, "
-        "as farcall's Executor does, or with GET /v2/tasks/{id}",
-    )
+    """Where Globus Compute's Executor consumes results: at the broker, from the queue <prefix><task group id>"""
+    own = services()
+    if not own.result_queues.are_available:
+        raise ApiError(
+            409,
+            "AMQP_NOT_AVAILABLE",
+            "This service does not hand out results over AMQP, since its broker is not RabbitMQ: ask for them with "
+            "GET /v2/taskgroup/{id}/results, as farcall's Executor does, or with GET /v2/tasks/{id}",
+        )
+    return {
+        "queue_prefix": queues.group_queue_prefix(g.caller.id),
+        "connection_url": registration.broker_url_for_caller(own.config),
+    }
 
 
 def _wait_for(task_group_id: str, wait_s: float, look: Callable[[], Found]) -> Found:
