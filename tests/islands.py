@@ -66,7 +66,9 @@ class Island:
             user = ["unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}"]
         return [*enter, "--", *user]
 
-    def start(self, *command: str | Path, env: Mapping[str, str] | None = None, **popen: object) -> subprocess.Popen[str]:
+    def start(
+        self, *command: str | Path, env: Mapping[str, str] | None = None, **popen: object
+    ) -> subprocess.Popen[str]:
         """Run a command; ``env`` goes over the environment that every program here has."""
         environment = {**self.environment, **(env or {})}
         return subprocess.Popen([*self.prefix, *command], env=environment, text=True, **popen)  # type: ignore[call-overload, no-any-return]
