@@ -341,13 +341,14 @@ class PrivatePostgres(_Server):
         if process.returncode:
             pytest.fail(f"initdb: {process.returncode}\n{said}")
 
-    def database(self) -> str:
-        """The URL of a new, empty database."""
+    def database(self, like: str | None = None) -> str:
+        """The URL of a new database: empty, or a copy of one to which nobody is connected."""
         import psycopg
 
         name = f"farcall_{next(self._numbers)}"
+        template = like.rpartition("/")[2] if like is not None else "template1"
         with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"'.encode())
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'.encode())
         return self._url(name)
 
     def drop(self, url: str) -> None:

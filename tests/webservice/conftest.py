@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from servers import PrivatePostgres
 from werkzeug.test import TestResponse
 
 from farcall import wire
@@ -120,9 +122,8 @@ class Person:
 class Service:
     """An application with a database of its own."""
 
-    def __init__(self, home: Path) -> None:
-        (home / "service").mkdir(parents=True)
-        config = ServiceConfig.from_environment({}, home=home)
+    def __init__(self, home: Path, database_url: str) -> None:
+        config = ServiceConfig.from_environment({}, home=home, database_url=database_url)
         self.config = replace(
             config,
             broker_url="memory://",
@@ -133,7 +134,6 @@ class Service:
             max_batch_tasks=20,
         )
         self.database = Database(config.database_url)
-        self.database.migrate()
         self.ledger = Ledger(self.database)
         self.outbox = RecordingOutbox()
         self.waiting = WatchedWaiting(max_waiters=2)
@@ -148,11 +148,51 @@ class Service:
         self.waiting.wake(self.ledger.record_results(None, [wire.Result(task_id, value) for task_id in task_ids]))
 
 
+@pytest.fixture(scope="session")
+def sqlite_with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sqlite") / "ledger.sqlite"
+    _make_tables(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_with_tables(postgres: PrivatePostgres) -> str:
+    url = postgres.database()
+    _make_tables(url)
+    return url
+
+
+def _make_tables(url: str) -> None:
+    database = Database(ServiceConfig.from_environment({}, database_url=url).database_url)
+    database.migrate()
+    database.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A new database of each kind in turn, with empty tables: copied, because making them takes longer."""
+    if request.param == "sqlite":
+        path = tmp_path / "ledger.sqlite"
+        shutil.copy(request.getfixturevalue("sqlite_with_tables"), path)
+        yield f"sqlite:///{path}"
+        return
+    server: PrivatePostgres = request.getfixturevalue("postgres")
+    url = server.database(like=request.getfixturevalue("postgres_with_tables"))
+    yield ServiceConfig.from_environment({}, database_url=url).database_url
+    server.drop(url)
+
+
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    made = Service(tmp_path / "home")
+def service(tmp_path: Path, database_url: str) -> Iterator[Service]:
+    made = Service(tmp_path / "home", database_url)
     yield made
     made.database.close()
+
+
+@pytest.fixture
+def make_service() -> type[Service]:
+    """For tests that bring a database of their own."""
+    return Service
 
 
 @pytest.fixture

@@ -29,10 +29,9 @@ TIMEOUT_S = 30
 class Loop:
     """A database, a broker, and what stands between them; the test plays the agent."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database_url: str) -> None:
         self.broker = Valkey(folder / "valkey", "127.0.0.1")
-        self.database = Database(f"sqlite:///{folder / 'ledger.sqlite'}")
-        self.database.migrate()
+        self.database = Database(database_url)
         self.ledger = Ledger(self.database)
         self.waiting = Waiting(max_waiters=10)
         self.dispatcher = Dispatcher(self.broker.url, self.database, self.ledger)
@@ -99,8 +98,8 @@ class Loop:
 
 
 @pytest.fixture
-def loop(tmp_path: Path) -> Iterator[Loop]:
-    loop = Loop(tmp_path)
+def loop(tmp_path: Path, database_url: str) -> Iterator[Loop]:
+    loop = Loop(tmp_path, database_url)
     loop.broker.start()
     loop.dispatcher.start()
     loop.collector.start()
@@ -272,8 +271,8 @@ def test_what_still_waits_on_the_queue_is_not_sent_again(loop: Loop, monkeypatch
     assert loop.dispatcher.queued_messages(endpoint_id) == 1
 
 
-def test_a_submit_during_the_brokers_absence_goes_out_when_it_is_back(tmp_path: Path) -> None:
-    loop = Loop(tmp_path)
+def test_a_submit_during_the_brokers_absence_goes_out_when_it_is_back(tmp_path: Path, database_url: str) -> None:
+    loop = Loop(tmp_path, database_url)
     loop.dispatcher.start()
     endpoint_id = loop.add_endpoint(accepts=["task_batch"])
     receipt = loop.submit(endpoint_id, 3)

@@ -1,19 +1,21 @@
-"""The ledger, on a real SQLite file."""
+"""The ledger, on real databases."""
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from sqlalchemy import insert
 
 from farcall.wire import ErrorDetails, Result, TaskState, Transition
 from farcall_webservice.database import Database
-from farcall_webservice.ledger import KeyReused, Ledger, Receipt, TaskFilter
+from farcall_webservice.ledger import CLAIM_S, KeyReused, Ledger, Receipt, TaskFilter
 from farcall_webservice.models import User
 
 ENDPOINT, OTHER_ENDPOINT = str(uuid.uuid4()), str(uuid.uuid4())
@@ -22,13 +24,29 @@ OWNER = str(uuid.uuid4())
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    database = Database(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    database.migrate()
+def ledger(database_url: str) -> Iterator[Ledger]:
+    database = Database(database_url)
     with database.writing() as connection:
         connection.execute(insert(User), {"id": OWNER, "name": "ada", "created_at": time.time()})
     yield Ledger(database)
     database.close()
+
+
+@pytest.fixture
+def other_ledger(ledger: Ledger, database_url: str) -> Iterator[Ledger]:
+    """That of another process, as it were. SQLite has one process, whose writers queue."""
+    if ledger._database.is_sqlite:
+        yield Ledger(ledger._database)
+        return
+    database = Database(database_url)
+    yield Ledger(database)
+    database.close()
+
+
+def in_threads(action: Callable[[Any], object], arguments: Sequence[Any]) -> None:
+    """Do it for each argument at the same time; what one raises is raised."""
+    with ThreadPoolExecutor(len(arguments)) as pool:
+        list(pool.map(action, arguments))
 
 
 def submit(ledger: Ledger, count: int = 1, **more: object) -> Receipt:
@@ -79,11 +97,11 @@ def test_a_key_that_comes_with_another_request_is_refused(ledger: Ledger) -> Non
 def test_what_was_not_dispatched_is_found_until_it_is_marked(ledger: Ledger) -> None:
     first, second = submit(ledger), submit(ledger)
 
-    assert [batch.submission_id for batch in ledger.undispatched()] == [first.request_id, second.request_id]
+    assert [batch.submission_id for batch in ledger.undispatched(alone=True)] == [first.request_id, second.request_id]
 
     ledger.mark_dispatched([first.request_id, second.request_id])
 
-    assert ledger.undispatched() == []
+    assert ledger.undispatched(alone=True) == []
     assert state_of(ledger, first.tasks[FUNCTION][0]) == TaskState.WAITING_FOR_EP
 
 
@@ -91,9 +109,100 @@ def test_a_submission_whose_tasks_have_ended_is_still_handed_out_to_be_marked(le
     receipt = submit(ledger)
     ledger.record_results(ENDPOINT, [success(receipt.tasks[FUNCTION][0])])
 
-    (batch,) = ledger.undispatched()
+    (batch,) = ledger.undispatched(alone=True)
 
     assert (batch.submission_id, list(batch.tasks)) == (receipt.request_id, [])
+
+
+def test_what_one_process_has_written_another_leaves_alone_until_the_claim_has_run_out(
+    ledger: Ledger, other_ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, others = submit(ledger), submit(other_ledger)
+
+    assert [batch.submission_id for batch in ledger.undispatched(alone=False)] == [mine.request_id]
+    assert [batch.submission_id for batch in other_ledger.undispatched(alone=False)] == [others.request_id]
+
+    now = time.time()
+    monkeypatch.setattr("farcall_webservice.ledger.time.time", lambda: now + CLAIM_S + 1)
+    assert [batch.submission_id for batch in other_ledger.undispatched(alone=False)] == [
+        mine.request_id,
+        others.request_id,
+    ]
+    assert ledger.undispatched(alone=False) == []
+
+
+def test_several_that_look_for_abandoned_submissions_at_once_share_them(
+    ledger: Ledger, other_ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = {submit(ledger).request_id for _ in range(60)}
+    now = time.time()
+    monkeypatch.setattr("farcall_webservice.ledger.time.time", lambda: now + CLAIM_S + 1)
+    successors = [Ledger(other_ledger._database) for _ in range(4)]
+    taken: list[str] = []
+
+    def take(successor: Ledger) -> None:
+        while batches := successor.undispatched(alone=False, limit=3):
+            taken.extend(batch.submission_id for batch in batches)
+            successor.mark_dispatched([batch.submission_id for batch in batches])
+
+    in_threads(take, successors)
+
+    assert sorted(taken) == sorted(written)
+
+
+def test_the_same_key_at_the_same_time_makes_one_task(ledger: Ledger, other_ledger: Ledger) -> None:
+    for number in range(20):
+        receipts: list[Receipt] = []
+
+        def ask(one: Ledger, key: str = f"key {number}", receipts: list[Receipt] = receipts) -> None:
+            receipts.append(submit(one, idempotency_key=key, digest="d"))
+
+        in_threads(ask, [ledger, other_ledger, ledger, other_ledger])
+
+        assert len({receipt.tasks[FUNCTION][0] for receipt in receipts}) == 1
+        assert sum(bool(receipt.outgoing) for receipt in receipts) == 1
+
+
+def test_an_id_that_is_none_harms_no_other_result(ledger: Ledger) -> None:
+    receipt = submit(ledger, 2)
+    first, second = receipt.tasks[FUNCTION]
+
+    ledger.record_states(ENDPOINT, {"nonsense": [Transition(1, TaskState.RUNNING, "endpoint")]})
+    ledger.record_results(ENDPOINT, [success("nonsense"), success(first.upper()), success("\0"), success(second)])
+
+    assert {row.state for row in ledger.tasks([first, second])} == {"success"}
+
+
+def test_those_who_write_to_the_same_tasks_at_once_do_not_block_each_other(
+    ledger: Ledger, other_ledger: Ledger
+) -> None:
+    receipts = [submit(ledger, 40) for _ in range(10)]
+    ids = [task_id for receipt in receipts for task_id in receipt.tasks[FUNCTION]]
+    shuffled = random.Random(7).sample(ids, len(ids))
+
+    def mark() -> None:
+        ledger.mark_dispatched([receipt.request_id for receipt in receipts])
+
+    def report() -> None:
+        taken = Transition(time.time_ns(), TaskState.WAITING_FOR_NODES, "endpoint")
+        for start in range(0, len(ids), 50):
+            other_ledger.record_states(ENDPOINT, dict.fromkeys(shuffled[start:], [taken]))
+
+    def collect(order: list[str]) -> None:
+        for start in range(0, len(order), 30):
+            other_ledger.record_results(ENDPOINT, [success(task_id) for task_id in order[start : start + 60]])
+
+    in_threads(
+        lambda action: action(),
+        [mark, report, lambda: collect(ids), lambda: collect(shuffled), lambda: ledger.resend(shuffled)],
+    )
+
+    rows = [
+        row
+        for receipt in receipts
+        for row in ledger.group_results(receipt.task_group_id, after=0, limit=99, max_characters=9999)
+    ]
+    assert len(rows) == len(ids)
 
 
 def test_the_first_result_of_a_task_wins(ledger: Ledger) -> None:

@@ -15,13 +15,13 @@ from collections.abc import Collection, Sequence
 
 from kombu import Connection, Consumer, Message
 from sqlalchemy import bindparam, update
-from sqlalchemy.exc import OperationalError
 
 from farcall import wire
 from farcall.errors import WireError
 from farcall_webservice import queues
-from farcall_webservice.database import Database
+from farcall_webservice.database import UNAVAILABLE, Database, cause_of
 from farcall_webservice.dispatch import Dispatcher
+from farcall_webservice.fields import uuid_text
 from farcall_webservice.ledger import Ledger
 from farcall_webservice.models import Endpoint
 from farcall_webservice.waiting import Waiting
@@ -71,6 +71,10 @@ class Collector:
             try:
                 with connection:
                     self._collect_until_stopped(connection)
+            except UNAVAILABLE as error:
+                # Received and returned to the broker again and again, a message could exceed what it bears.
+                log.warning("the database cannot be used (%s); collecting goes on when it can", cause_of(error))
+                self._wait_for_database()
             except Exception as error:
                 # The one place where the collector must survive whatever happened: results wait for it.
                 expected = (*connection.connection_errors, *connection.channel_errors)
@@ -81,6 +85,15 @@ class Collector:
                 else:
                     log.exception("collecting failed; trying again in %.1f s", pause)
                 self._stopping.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _wait_for_database(self) -> None:
+        pause = FIRST_PAUSE_S
+        while not self._stopping.wait(pause):
+            try:
+                self._database.ping()
+                return
+            except UNAVAILABLE:
                 pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _collect_until_stopped(self, connection: Connection) -> None:
@@ -116,14 +129,17 @@ class Collector:
         results: dict[str, list[wire.Result]] = defaultdict(list)
         reports: dict[str, list[wire.StatusReport]] = defaultdict(list)
         for message in messages:
-            sender = queues.endpoint_id_of(message.delivery_info.get("routing_key") or "")
+            sender = uuid_text(queues.endpoint_id_of(message.delivery_info.get("routing_key") or ""))
             try:
                 content = wire.decode(_body(message))
             except WireError as error:
                 log.warning("discarded a message of %s: %s", sender or "an unknown sender", error)
                 message.reject()
                 continue
-            if isinstance(content, wire.Result):
+            if sender is None:
+                log.warning("discarded a %s of an unknown sender", type(content).__name__)
+                message.reject()
+            elif isinstance(content, wire.Result):
                 results[sender].append(content)
             elif isinstance(content, wire.ResultBatch):
                 results[sender].extend(content.results)
@@ -137,7 +153,7 @@ class Collector:
         for sender, said in reports.items():
             try:
                 self._note(sender, said)
-            except OperationalError:
+            except UNAVAILABLE:
                 raise
             except Exception:
                 # The next report comes in seconds; this one must not keep others' results waiting until then.
@@ -146,7 +162,7 @@ class Collector:
     def _record_results(self, sender: str, results: Sequence[wire.Result]) -> None:
         try:
             self._tell(self._ledger.record_results(sender, results))
-        except OperationalError:
+        except UNAVAILABLE:
             # The database cannot be used now. All of it will come again.
             raise
         except Exception as error:
@@ -156,7 +172,9 @@ class Collector:
                     self._record_results(sender, [result])
                 return
             log.exception("the result of task %s of endpoint %s cannot be written", results[0].task_id, sender)
-            reason = f"The endpoint sent a result that cannot be kept: {type(error).__name__}: {error}"
+            # Without the statement and its parameters, which are the service's own affair.
+            cause = cause_of(error)
+            reason = f"The endpoint sent a result that cannot be kept: {type(cause).__name__}: {cause}"
             failure = wire.Result(
                 results[0].task_id, reason, error_details=wire.ErrorDetails("MALFORMED_RESULT", reason)
             )

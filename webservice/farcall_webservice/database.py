@@ -1,14 +1,16 @@
 """The database behind the ledger: SQLite in one file, or PostgreSQL.
 
 SQLite lets one transaction write at a time; a second writer would sleep in steps of milliseconds until the first is
-done. Inside one process writers therefore queue on a lock, which wakes them at once.
+done. Inside one process writers therefore queue on a lock, which wakes them at once. In PostgreSQL many write at a
+time; whoever locks several rows locks them in the order of their ids, so that none waits in a circle.
 """
 
 from __future__ import annotations
 
 import contextlib
+import select
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,31 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from farcall.errors import ConfigurationError
+
+#: The database cannot be used now; what was asked of it was not done, and can be asked again.
+UNAVAILABLE = (OperationalError, InterfaceError, PoolTimeoutError)
+
+#: Of one process; many of its threads wait for results, which takes no connection.
+SQLITE_POOL = {"pool_size": 20, "max_overflow": 20}
+POSTGRES_POOL = {"pool_size": 10, "max_overflow": 5, "pool_recycle": 1800}
+#: How soon a server that has gone without a word is noticed, in libpq's terms; the URL may say otherwise.
+POSTGRES_CONNECTION = {
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+    "application_name": "farcall",
+}
+#: The lock under which one process at a time changes the schema. Any number, as long as it stays the same.
+MIGRATION_LOCK = 0x0FA2CA11
 
 
 class Database:
@@ -28,7 +51,8 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        parsed = make_url(url)
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
         self._write_lock: contextlib.AbstractContextManager[Any] = (
             threading.RLock() if self.is_sqlite else contextlib.nullcontext()
         )
@@ -37,24 +61,29 @@ class Database:
                 url,
                 json_serializer=lambda value: orjson.dumps(value).decode(),
                 json_deserializer=orjson.loads,
-                pool_size=20,
-                max_overflow=20,
                 pool_use_lifo=True,
-                pool_pre_ping=not self.is_sqlite,
+                **(SQLITE_POOL if self.is_sqlite else POSTGRES_POOL),
+                connect_args={} if self.is_sqlite else _unless_given(POSTGRES_CONNECTION, parsed.query),
             )
         except ModuleNotFoundError as error:
             raise ConfigurationError(
                 f"this database needs the module {error.name}: pip install 'farcall-webservice[postgres]'"
             ) from error
         self._writer = self.engine.execution_options(farcall_writes=True)
+        self._reader = self.engine
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
+        else:
+            # Each statement sees what was committed before it, within a transaction or not; without one, two round
+            # trips are saved.
+            self._reader = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+            event.listen(self.engine, "checkout", _refuse_disconnected)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """A connection for statements that only read."""
-        with self.engine.connect() as connection:
+        with self._reader.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -65,14 +94,28 @@ class Database:
 
     def migrate(self) -> None:
         """Bring the schema to this version of the service. Doing it twice is no error."""
-        configuration = _alembic_configuration(self.url)
-        head = ScriptDirectory.from_config(configuration).get_current_head()
-        with self.engine.connect() as connection:
-            current = MigrationContext.configure(connection).get_current_revision()
-        if current != head:
+        if not self.is_current():
+            configuration = _alembic_configuration(self.url)
             with self.writing() as connection:
+                if not self.is_sqlite:
+                    # Whoever comes second waits here, and then finds nothing to do.
+                    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
                 configuration.attributes["connection"] = connection
                 command.upgrade(configuration, "head")
+
+    def is_current(self) -> bool:
+        """Whether the schema is that of this version. Raises :class:`ConfigurationError` if it is a later one's."""
+        scripts = ScriptDirectory.from_config(_alembic_configuration(self.url))
+        with self.reading() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+        try:
+            scripts.get_revision(current or "base")
+        except CommandError as error:
+            raise ConfigurationError(
+                f"the database was made by a later version of farcall-webservice (its revision is {current}): "
+                "install that version, or name another database"
+            ) from error
+        return current == scripts.get_current_head()
 
     def ping(self) -> None:
         """Raise SQLAlchemy's error if the database cannot be used."""
@@ -81,6 +124,15 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def cause_of(error: Exception) -> BaseException:
+    """What the driver said, without SQLAlchemy's account of the statement and its parameters."""
+    return error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+
+
+def _unless_given(defaults: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, str]:
+    return {name: value for name, value in defaults.items() if name not in given}
 
 
 def _alembic_configuration(url: str) -> Config:
@@ -109,3 +161,15 @@ def _begin_sqlite(connection: Connection) -> None:
         driver = connection.connection.dbapi_connection
         assert driver is not None
         driver.execute("BEGIN IMMEDIATE")
+
+
+def _refuse_disconnected(connection: Any, _record: Any, _proxy: Any) -> None:
+    """Let the pool replace a connection that its server has closed.
+
+    Between transactions nothing is to be read from a connection but its end. Asking the kernel costs microseconds, where
+    the pool's own check asks the server.
+    """
+    poll = select.poll()
+    poll.register(connection.pgconn.socket, select.POLLIN)
+    if poll.poll(0):
+        raise DisconnectionError("the server has closed this connection")

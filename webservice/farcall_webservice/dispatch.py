@@ -1,13 +1,16 @@
 """Carries committed tasks from the ledger to their endpoints' queues.
 
 One thread a process. What has been committed since the last publish returned goes out together, so a lone task waits
-for nothing. While the broker is down nothing is kept in memory: when it is back, the ledger knows what to send.
+for nothing. While the broker is down nothing is kept in memory: when it is back, the ledger knows what to send. Where
+several processes dispatch, each publishes what it has written itself, and from time to time looks for what one that
+died has left.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -16,7 +19,7 @@ from sqlalchemy import select
 
 from farcall import wire
 from farcall_webservice import queues
-from farcall_webservice.database import Database
+from farcall_webservice.database import UNAVAILABLE, Database, cause_of
 from farcall_webservice.forward import Forwarder
 from farcall_webservice.ledger import Ledger, Outgoing
 from farcall_webservice.models import Endpoint, Function
@@ -32,14 +35,19 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 #: What was published is noted in the ledger when nothing was to be sent for so long, or when so many have gathered.
 MARK_AFTER_S = 0.05
 MARK_AT_MOST = 200
+#: How often to look for what another process has left undispatched.
+SWEEP_S = 15.0
 
 
 class Dispatcher:
     """Publishes tasks and commands. ``send`` and ``command`` may be called from any thread."""
 
-    def __init__(self, broker_url: str, database: Database, ledger: Ledger) -> None:
+    def __init__(self, broker_url: str, database: Database, ledger: Ledger, *, alone: bool = True) -> None:
+        """``alone`` says that no other process dispatches: everything undispatched is for this one to send."""
         self._broker_url = broker_url
         self._ledger = ledger
+        self._alone = alone
+        self._next_sweep = 0.0
         self._catalogue = _Catalogue(database)
         self._wake = threading.Condition()
         self._outgoing: list[Outgoing] = []
@@ -102,14 +110,19 @@ class Dispatcher:
         pause = FIRST_PAUSE_S
         connection = queues.connect(self._broker_url)
         while True:
+            started = time.monotonic()
             try:
                 with connection:
                     self._publish_until_stopped(connection)
                 return
             except Exception as error:
                 # The one place where the dispatcher must survive whatever happened: tasks wait for it.
+                if time.monotonic() - started > LONGEST_PAUSE_S:
+                    pause = FIRST_PAUSE_S
                 expected = (*connection.connection_errors, *connection.channel_errors)
-                if isinstance(error, expected):
+                if isinstance(error, UNAVAILABLE):
+                    log.warning("the database cannot be used (%s); trying again in %.1f s", cause_of(error), pause)
+                elif isinstance(error, expected):
                     log.warning("the broker does not take messages (%s); trying again in %.1f s", error, pause)
                 else:
                     log.exception("dispatching failed; trying again in %.1f s", pause)
@@ -132,12 +145,13 @@ class Dispatcher:
             self.forward(self._forwarder.behind())
         while True:
             with self._wake:
-                found = self._wake.wait_for(self._has_work, timeout=MARK_AFTER_S if self._unmarked else None)
+                found = self._wake.wait_for(self._has_work, timeout=MARK_AFTER_S if self._unmarked else SWEEP_S)
                 outgoing, self._outgoing = self._outgoing, []
                 commands, self._commands = self._commands, []
                 news, self._news = self._news, set()
             for endpoint_id, command in commands:
                 publisher.publish(queues.commands_queue(endpoint_id).name, wire.encode(command))
+            self._sweep_if_due()
             if self._backlog and not outgoing:
                 self._mark()
                 outgoing = self._take_backlog()
@@ -149,6 +163,14 @@ class Dispatcher:
                 self._mark()
             if self._stopping and not outgoing and not commands and not news:
                 return
+
+    def _sweep_if_due(self) -> None:
+        if not self._alone and time.monotonic() >= self._next_sweep:
+            self._next_sweep = time.monotonic() + SWEEP_S
+            with self._wake:
+                self._backlog = True
+            if self._has_group_queues:
+                self.forward(self._forwarder.behind())
 
     def _has_work(self) -> bool:
         return bool(self._outgoing or self._commands or self._news or self._backlog or self._stopping)
@@ -164,7 +186,7 @@ class Dispatcher:
         # before may come both ways, and is let through once.
         with self._wake:
             self._backlog = False
-        outgoing = self._ledger.undispatched()
+        outgoing = self._ledger.undispatched(alone=self._alone)
         with self._wake:
             self._looked_up = {batch.submission_id for batch in outgoing}
             self._outgoing = [batch for batch in self._outgoing if batch.submission_id not in self._looked_up]

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from flask import Flask, Response, current_app, g, request
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
+
+from farcall_webservice.database import UNAVAILABLE, cause_of
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +54,8 @@ def document(error: ApiError) -> dict[str, Any]:
 def register_error_handlers(app: Flask) -> None:
     app.register_error_handler(ApiError, _answer)
     app.register_error_handler(HTTPException, _answer_http_exception)
-    app.register_error_handler(OperationalError, _answer_database_error)
-    app.register_error_handler(PoolTimeoutError, _answer_database_error)
+    for unavailable in UNAVAILABLE:
+        app.register_error_handler(unavailable, _answer_database_error)
     app.register_error_handler(Exception, _answer_unexpected)
 
 
@@ -86,7 +87,7 @@ def _http_message(error: HTTPException) -> str:
 
 
 def _answer_database_error(error: SQLAlchemyError) -> Response:
-    log.error("request %s: the database cannot be used: %s", g.get("request_id"), error)
+    log.error("request %s: the database cannot be used: %s", g.get("request_id"), cause_of(error))
     return _answer(
         ApiError(
             503, "DATABASE_UNAVAILABLE", "The service cannot use its database now: try again", {"Retry-After": "2"}

@@ -15,15 +15,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, Executable, Row, select
+from sqlalchemy.exc import IntegrityError
 
 from farcall.wire import EXECUTION_START, BatchedTask, ErrorDetails, Result, TaskState, Transition
 from farcall_webservice import statements as sql
 from farcall_webservice.database import Database
+from farcall_webservice.fields import uuid_text
 
 log = logging.getLogger(__name__)
 
 #: How many ids go into one IN (...): SQLite takes 32,766 parameters, and long lists make long plans.
 IDS_PER_QUERY = 900
+
+#: A process has so long to publish what it has committed before others may do it in its stead.
+CLAIM_S = 30.0
 
 #: So many groups' owners are remembered.
 GROUPS_REMEMBERED = 10_000
@@ -58,6 +63,18 @@ class Receipt:
 
 
 @dataclass(frozen=True)
+class _Request:
+    """What :meth:`Ledger.submit` was asked."""
+
+    owner_id: str
+    endpoint_id: str
+    payloads: Mapping[str, Sequence[str]]
+    options: Mapping[str, Any]
+    idempotency_key: str | None
+    digest: str | None
+
+
+@dataclass(frozen=True)
 class TaskFilter:
     """Which tasks of one owner to list; None = any. Times are seconds since 1970."""
 
@@ -80,10 +97,11 @@ class Unaccounted:
 
 
 class Ledger:
-    """Tasks and their groups, over one database."""
+    """Tasks and their groups, over one database. Each process has one; what it writes, its dispatcher publishes."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._claimant = str(uuid.uuid4())
         #: A group never changes hands, and is asked about with every submit and every wait.
         self._group_owners: dict[str, str] = {}
 
@@ -107,10 +125,21 @@ class Ledger:
         :meth:`task_group_owner`'s; without one a group is made, under ``new_group_id`` if that is given. Raises
         :class:`KeyReused`.
         """
+        request = _Request(owner_id, endpoint_id, payloads, options or {}, idempotency_key, digest)
+        try:
+            return self._submit(request, task_group_id)
+        except IntegrityError:
+            # The same key came twice at once, and the other one was first.
+            if idempotency_key is None:
+                raise
+            return self._submit(request, task_group_id)
+
+    def _submit(self, request: _Request, task_group_id: str | None) -> Receipt:
         now = time.time()
+        owner_id, endpoint_id, options = request.owner_id, request.endpoint_id, request.options
         with self._database.writing() as connection:
-            if idempotency_key is not None:
-                earlier = _earlier_receipt(connection, owner_id, idempotency_key, digest)
+            if request.idempotency_key is not None:
+                earlier = _earlier_receipt(connection, owner_id, request.idempotency_key, request.digest)
                 if earlier is not None:
                     return earlier
             submission_id = str(uuid.uuid4())
@@ -127,10 +156,12 @@ class Ledger:
                     "owner_id": owner_id,
                     "endpoint_id": endpoint_id,
                     "task_group_id": task_group_id,
-                    "idempotency_key": idempotency_key,
-                    "digest": digest,
+                    "idempotency_key": request.idempotency_key,
+                    "digest": request.digest,
                     "options": dict(options) if options else None,
                     "created_at": now,
+                    "claimed_by": self._claimant,
+                    "claimed_until": now + CLAIM_S,
                 },
             )
             shared = {
@@ -145,7 +176,7 @@ class Ledger:
             }
             ids: dict[str, list[str]] = {}
             rows: list[dict[str, Any]] = []
-            for function_id, texts in payloads.items():
+            for function_id, texts in request.payloads.items():
                 ids[function_id] = [str(uuid.uuid4()) for _ in texts]
                 rows.extend(
                     {"id": task_id, "function_id": function_id, "payload": payload, **shared}
@@ -153,20 +184,31 @@ class Ledger:
                 )
             if rows:
                 connection.execute(sql.ADD_TASKS, rows)
-        tasks = [BatchedTask(row["id"], row["function_id"], row["payload"], options or {}) for row in rows]
+        tasks = [BatchedTask(row["id"], row["function_id"], row["payload"], options) for row in rows]
         return Receipt(submission_id, task_group_id, endpoint_id, ids, [Outgoing(submission_id, endpoint_id, tasks)])
 
     # -- dispatching --------------------------------------------------------------------------------------------------
 
-    def undispatched(self, *, limit: int = 20) -> list[Outgoing]:
-        """The oldest submissions whose message no broker has confirmed yet."""
-        with self._database.reading() as connection:
-            submission_ids = list(connection.execute(sql.UNDISPATCHED, {"limit": limit}).scalars())
+    def undispatched(self, *, alone: bool, limit: int = 20) -> list[Outgoing]:
+        """The oldest submissions whose message no broker has confirmed yet.
+
+        ``alone`` says that no other process publishes. Otherwise those that another one may still be about to publish
+        are left out, and the others are this process's own for :data:`CLAIM_S` seconds.
+        """
+        with self._database.reading() if alone else self._database.writing() as connection:
+            submission_ids = self._undispatched_ids(connection, alone=alone, limit=limit)
             batches = {
                 batch.submission_id: batch for batch in _outgoing(connection, submission_ids, of_submissions=True)
             }
         # A submission whose tasks have all ended has nothing to send, yet wants to be marked.
         return [batches.get(each) or Outgoing(each, "", []) for each in submission_ids]
+
+    def _undispatched_ids(self, connection: Connection, *, alone: bool, limit: int) -> list[str]:
+        if alone:
+            return list(connection.execute(sql.UNDISPATCHED, {"limit": limit}).scalars())
+        now = time.time()
+        claim = {"claimant": self._claimant, "now": now, "until": now + CLAIM_S, "limit": limit}
+        return [row.id for row in sorted(connection.execute(sql.CLAIM, claim), key=lambda row: row.created_at)]
 
     def mark_dispatched(self, submission_ids: Sequence[str]) -> None:
         """The broker has these submissions now."""
@@ -175,6 +217,8 @@ class Ledger:
         with self._database.writing() as connection:
             for some in _in_parts(submission_ids):
                 connection.execute(sql.MARK_SUBMISSIONS, {"ids": some, "now": now})
+                if not self._database.is_sqlite:
+                    connection.execute(sql.LOCK_RECEIVED, {"ids": some})
                 connection.execute(sql.MARK_TASKS, {"ids": some, **values})
 
     def unaccounted(self, endpoint_id: str, holds: Iterable[str], *, grace_s: float, limit: int = 5000) -> Unaccounted:
@@ -196,11 +240,12 @@ class Ledger:
         """Note that these tasks go out once more, and return them; those that have ended meanwhile are left out."""
         now = time.time()
         with self._database.writing() as connection:
-            for some in _in_parts(task_ids):
+            unfinished = [row.id for row in self._unfinished(connection, task_ids, None)]
+            for some in _in_parts(unfinished):
                 connection.execute(
                     sql.SEND_AGAIN, {"ids": some, "now": now, "line": _line(TaskState.WAITING_FOR_EP, now)}
                 )
-            return _outgoing(connection, task_ids, of_submissions=False)
+            return _outgoing(connection, unfinished, of_submissions=False)
 
     # -- collecting ---------------------------------------------------------------------------------------------------
 
@@ -210,9 +255,9 @@ class Ledger:
         ``endpoint_id`` is who sent them: a result for another endpoint's task is refused, and logged. None = the
         service itself.
         """
-        newest = {result.task_id: result for result in reversed(results)}
+        first = {known: result for result in reversed(results) if (known := uuid_text(result.task_id)) is not None}
         with self._database.writing() as connection:
-            rows = self._unfinished(connection, list(newest), endpoint_id)
+            rows = self._unfinished(connection, first, endpoint_id)
             if not rows:
                 return set()
             by_group: dict[str, list[str]] = defaultdict(list)
@@ -225,15 +270,16 @@ class Ledger:
                 task_ids = by_group[group_id]
                 numbering = {"of": group_id, "more": len(task_ids)}
                 last = connection.execute(sql.NUMBER_RESULTS, numbering).scalar_one()
-                first = last - len(task_ids) + 1
-                updates += [_ended(newest[task_id], first + offset, now) for offset, task_id in enumerate(task_ids)]
+                numbered = enumerate(task_ids, last - len(task_ids) + 1)
+                updates += [{"of": task_id, **_ended(first[task_id], number, now)} for number, task_id in numbered]
             connection.execute(sql.END_TASK, updates)
         return set(by_group)
 
-    def _unfinished(self, connection: Connection, task_ids: Sequence[str], endpoint_id: str | None) -> list[Row[Any]]:
+    def _unfinished(self, connection: Connection, task_ids: Iterable[str], endpoint_id: str | None) -> list[Row[Any]]:
+        """Those of these tasks that have not ended, locked until the end of the transaction."""
         query = sql.UNFINISHED if self._database.is_sqlite else sql.UNFINISHED_LOCKED
         rows: list[Row[Any]] = []
-        for some in _in_parts(task_ids):
+        for some in _in_parts(sorted(task_ids)):
             rows += connection.execute(query, {"ids": some})
         if endpoint_id is None:
             return rows
@@ -246,9 +292,10 @@ class Ledger:
         """Write what an agent says of its tasks: the latest transition of each that has not ended."""
         now = time.time()
         updates = []
-        for task_id, transitions in statuses.items():
+        for said_id, transitions in sorted(statuses.items()):
+            task_id = uuid_text(said_id)
             known = [t for t in transitions if t.state in REPORTABLE_STATES]
-            if known:
+            if known and task_id is not None:
                 lines = "".join(_line(t.state, t.timestamp / 1e9) for t in known)
                 updates.append({"of": task_id, "at": endpoint_id, "to": known[-1].state, "lines": lines, "now": now})
         if not updates:
@@ -337,15 +384,14 @@ def _ended(result: Result, number: int, now: float) -> dict[str, Any]:
     if details is not None and result.task_statuses:
         details["task_transitions"] = {t.state: t.timestamp / 1e9 for t in result.task_statuses}
     return {
-        "of": result.task_id,
         "to": state.value,
         "lines": lines,
         "now": now,
         "number": number,
         "data": _storable(result.data),
         "size": len(result.data) + len(result.exception_object or ""),
-        "error": error.code[:100] if error is not None else None,
-        "exception": result.exception_object,
+        "error": _storable(error.code)[:100] if error is not None else None,
+        "exception": None if result.exception_object is None else _storable(result.exception_object),
         "worker": details,
     }
 

@@ -162,6 +162,9 @@ class Submission(Base):
     created_at: Mapped[float] = mapped_column(Seconds)
     #: Null until the broker has confirmed the message.
     dispatched_at: Mapped[float | None] = mapped_column(Seconds)
+    #: The ledger (one a process) whose dispatcher is to publish it, and until when others leave it alone.
+    claimed_by: Mapped[str | None] = mapped_column(Id)
+    claimed_until: Mapped[float | None] = mapped_column(Seconds)
 
     __table_args__ = (
         UniqueConstraint("owner_id", "idempotency_key"),

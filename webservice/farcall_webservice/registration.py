@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from flask import request
 from kombu.exceptions import OperationalError
 from sqlalchemy import Row, bindparam, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from farcall.wire import Command
 from farcall_webservice import access, queues
@@ -39,6 +40,15 @@ def register(caller: Caller, endpoint_id: str | None, body: dict[str, Any]) -> d
     url = broker_url_for_caller(own.config)
     registered_id = endpoint_id or str(uuid.uuid4())
     _declare_queues(own.config, registered_id)
+    try:
+        _write(own, caller, registered_id, body)
+    except IntegrityError:
+        # Two registered the same new id at once, and the other one was first: now it is known.
+        _write(own, caller, registered_id, body)
+    return {"endpoint_id": registered_id, "warnings": [], **queues.queue_infos(registered_id, url)}
+
+
+def _write(own: Services, caller: Caller, registered_id: str, body: dict[str, Any]) -> None:
     now = time.time()
     values = {
         "name": body["endpoint_name"],
@@ -59,7 +69,6 @@ def register(caller: Caller, endpoint_id: str | None, body: dict[str, Any]) -> d
         else:
             _check_may_register(known, caller, values["details"], own.config, now)
             connection.execute(update(Endpoint).where(Endpoint.id == registered_id).values(**values))
-    return {"endpoint_id": registered_id, "warnings": [], **queues.queue_infos(registered_id, url)}
 
 
 def lock(caller: Caller, endpoint_id: str) -> float:

@@ -61,15 +61,35 @@ UNDISPATCHED = (
     .order_by(submission.created_at)
     .limit(bindparam("limit"))
 )
+#: Those that are the claimant's own, or nobody's any more. Another process that looks at the same time takes others.
+_claimable = (
+    UNDISPATCHED.where(
+        or_(
+            submission.claimed_by == bindparam("claimant"),
+            submission.claimed_until.is_(None),
+            submission.claimed_until < bindparam("now"),
+        )
+    )
+    .with_for_update(skip_locked=True)
+    # As a subquery it might be run, and lock its rows, more than once.
+    .cte("claimable")
+)
+CLAIM = (
+    update(SUBMISSIONS)
+    .where(submission.id.in_(select(_claimable.c.id)))
+    .values(claimed_by=bindparam("claimant"), claimed_until=bindparam("until"))
+    .returning(submission.id, submission.created_at)
+)
 MARK_SUBMISSIONS = update(SUBMISSIONS).where(submission.id.in_(_IDS)).values(dispatched_at=bindparam("now"))
 _ON_QUEUE = {
     "state": TaskState.WAITING_FOR_EP.value,
     "changed_at": bindparam("now"),
     "history": task.history + bindparam("line"),
 }
-MARK_TASKS = (
-    update(TASKS).where(task.submission_id.in_(_IDS), task.state == TaskState.RECEIVED.value).values(**_ON_QUEUE)
-)
+_RECEIVED = (task.submission_id.in_(_IDS), task.state == TaskState.RECEIVED.value)
+MARK_TASKS = update(TASKS).where(*_RECEIVED).values(**_ON_QUEUE)
+#: For databases in which several may write at a time; always in the same order, so that none waits in a circle.
+LOCK_RECEIVED = select(task.id).where(*_RECEIVED).order_by(task.id).with_for_update()
 SEND_AGAIN = update(TASKS).where(task.id.in_(_IDS), _UNFINISHED).values(**_ON_QUEUE)
 
 _OUTGOING = (
@@ -95,8 +115,8 @@ UNCHANGED_SINCE = (
 # -- collecting -------------------------------------------------------------------------------------------------------
 
 UNFINISHED = select(task.id, task.task_group_id, task.endpoint_id).where(task.id.in_(_IDS), _UNFINISHED)
-#: For databases in which several may write at a time; always in the same order, so that none waits in a circle.
-UNFINISHED_LOCKED = UNFINISHED.order_by(task.seq).with_for_update()
+#: Like LOCK_RECEIVED.
+UNFINISHED_LOCKED = UNFINISHED.order_by(task.id).with_for_update()
 
 NUMBER_RESULTS = (
     update(GROUPS)

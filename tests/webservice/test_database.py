@@ -1,0 +1,118 @@
+"""What the service does when the database goes away, comes back, or belongs to another version."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from running import BIN, environment_for
+from servers import PrivatePostgres, needs, private_postgres
+from sqlalchemy import text
+
+from farcall.errors import ConfigurationError
+from farcall_webservice.config import ServiceConfig
+from farcall_webservice.database import Database
+
+if TYPE_CHECKING:
+    from conftest import Person, Service
+
+
+@pytest.fixture
+def own_postgres(tmp_path: Path) -> Iterator[PrivatePostgres]:
+    """A server that the test may stop."""
+    needs("postgres")
+    with private_postgres(tmp_path / "postgres") as server:
+        yield server
+
+
+def driver_url(url: str) -> str:
+    return ServiceConfig.from_environment({}, database_url=url).database_url
+
+
+def test_several_may_upgrade_the_database_at_once(tmp_path: Path, postgres: PrivatePostgres) -> None:
+    url = postgres.database()
+    command = [BIN / "farcall-webservice", "db", "upgrade", "--database-url", url]
+
+    processes = [
+        subprocess.Popen(command, env=environment_for(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in range(3)
+    ]
+    said = [process.communicate(timeout=60)[0] for process in processes]
+
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    database = Database(driver_url(url))
+    assert database.is_current()
+    database.close()
+
+
+def test_a_database_of_a_later_version_is_refused_in_words(database_url: str) -> None:
+    database = Database(database_url)
+    with database.writing() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+
+    with pytest.raises(ConfigurationError, match="9999"):
+        database.migrate()
+    database.close()
+
+
+def test_requests_are_to_be_repeated_while_the_database_is_away_and_succeed_when_it_is_back(
+    tmp_path: Path, own_postgres: PrivatePostgres, make_service: type[Service]
+) -> None:
+    url = driver_url(own_postgres.database())
+    database = Database(url)
+    database.migrate()
+    database.close()
+    service = make_service(tmp_path, url)
+    ada = service.person("ada")
+    endpoint_id, function_id = ada.endpoint(), ada.function()
+    body = {"tasks": {function_id: ["9\n11\n[1, 2]5\n11\n{}"]}}
+
+    for end in (own_postgres.stop, own_postgres.kill):
+        end()
+        refused = ada.post(f"/v3/endpoints/{endpoint_id}/submit", body)
+        own_postgres.start()
+
+        refused.refused(503, "DATABASE_UNAVAILABLE")
+        assert refused.headers["Retry-After"]
+        assert "database fails" in refused_health(ada, own_postgres)
+        # Of every connection in the pool, not only of one.
+        for _ in range(5):
+            ada.submit(endpoint_id, function_id)
+    service.database.close()
+
+
+def refused_health(person: Person, server: PrivatePostgres) -> str:
+    server.stop()
+    message = person.get("/healthz").refused(503, "UNHEALTHY")
+    server.start()
+    return message
+
+
+def test_two_that_register_the_same_new_endpoint_at_once_are_told_apart(
+    service: Service, ada: Person, bob: Person, unknown_id: str
+) -> None:
+    for number in range(10):
+        endpoint_id = unknown_id[:-2] + f"{number:02x}"
+        answers = []
+        started = threading.Barrier(4)
+
+        def register(person: Person, instance: str, path: str = endpoint_id, answers: list[int] = answers) -> None:
+            body = {"endpoint_name": "here", "metadata": {"instance": instance}}
+            started.wait()
+            answers.append(person.put(f"/v3/endpoints/{path}", body).status)
+
+        threads = [
+            threading.Thread(target=register, args=pair) for pair in ((ada, "a"), (ada, "a"), (ada, "b"), (bob, "b"))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        assert len(answers) == 4
+        assert 200 in answers
+        assert set(answers) <= {200, 403, 409}, answers
