@@ -151,8 +151,8 @@ class Agent:
                     raise Stopped
                 if time.monotonic() > deadline:
                     raise ServiceUnavailable(
-                        f"the broker did not answer for {CONNECT_TIMEOUT_S:g} s; the log says why. The service told us "
-                        "its address; is it reachable from this machine?"
+                        f"no connection to the broker within {CONNECT_TIMEOUT_S:g} s: {line.trouble or 'no answer'}. "
+                        "The service told us its address; is it reachable from this machine?"
                     )
 
     def _sleep(self, seconds: float) -> None:

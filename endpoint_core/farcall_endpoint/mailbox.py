@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -21,6 +20,7 @@ from farcall.wire import ENVELOPE_VERSION, Command, StatusReport, TaskBatch, dec
 
 from .addresses import Address, Addresses
 from .journal import Journal
+from .line import Line, drain
 
 log = logging.getLogger(__name__)
 
@@ -30,76 +30,21 @@ M = TypeVar("M")
 MOST_RESULTS = 1000
 MOST_RESULT_BYTES = 4 * 1024 * 1024
 
-#: Failed connections in a row after which the agent asks the service whether the broker has moved.
-FAILURES_BEFORE_ASKING = 5
-
 #: Before tasks are taken again that could not be written down.
 DISK_PAUSE_S = 5.0
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
+#: Messages of tasks that an AMQP broker may send ahead of our acknowledgements. Those are what the agent takes beyond
+#: what it wants to hold, so there are few; it also bounds how many messages of single tasks a distant broker delivers.
+MESSAGES_AHEAD = 8
 
-#: We acknowledge within milliseconds. A message unacknowledged for a minute was taken by somebody who died.
-_REDIS_OPTIONS = {
-    "visibility_timeout": 60,
-    "socket_keepalive": True,
-    "socket_connect_timeout": 10,
-    # A broker that is there but does not answer is one that is not there.
-    "socket_timeout": 15,
-    "health_check_interval": 10,
-}
+#: How often an outbox with nothing to send lets the broker know that it is there.
+KEEP_ALIVE_S = 5.0
+
+#: How long the broker may take a message, or to confirm it, before it counts as gone.
+PUBLISH_TIMEOUT_S = 60
 
 
-class _Line(threading.Thread, ABC):
-    """A thread that keeps one connection to the broker and uses it."""
-
-    def __init__(self, name: str, addresses: Addresses, on_unreachable: Callable[[], None]) -> None:
-        super().__init__(name=name, daemon=True)
-        self.addresses = addresses
-        #: Set while the line is up.
-        self.connected = threading.Event()
-        self._on_unreachable = on_unreachable
-        self._stopping = threading.Event()
-
-    @abstractmethod
-    def url(self) -> str: ...
-
-    @abstractmethod
-    def work(self, connection: Connection) -> None:
-        """Use the connection until the line is told to stop."""
-
-    def run(self) -> None:
-        failures = 0
-        while not self._stopping.is_set():
-            connection = _connection(self.url())
-            try:
-                connection.connect()
-                self.work(connection)
-                return
-            # A broken broker, or a Kombu transport with a bug in its reconnection, must not end the agent.
-            except Exception as error:
-                failures = 1 if self.connected.is_set() else failures + 1
-                self.connected.clear()
-                self._tell(error, failures, connection)
-            finally:
-                _close(connection)
-            self._stopping.wait(min(_FIRST_PAUSE_S * 2 ** (failures - 1), _LONGEST_PAUSE_S))
-
-    def _tell(self, error: Exception, failures: int, connection: Connection) -> None:
-        if self._stopping.is_set():
-            return
-        known = isinstance(error, (*connection.connection_errors, *connection.channel_errors, OSError))
-        log.warning(
-            "%s: the broker at %s does not answer, trying again: %s",
-            self.name,
-            connection.as_uri(),
-            f"{type(error).__name__}: {error}",
-            exc_info=None if known else error,
-        )
-        if failures % FAILURES_BEFORE_ASKING == 0:
-            self._on_unreachable()
-
-
-class Inbox(_Line):
+class Inbox(Line):
     """Takes tasks and commands. A message is acknowledged when ``on_tasks`` has written its tasks down."""
 
     def __init__(
@@ -134,6 +79,7 @@ class Inbox(_Line):
 
     def work(self, connection: Connection) -> None:
         channel = connection.channel()
+        channel.basic_qos(0, MESSAGES_AHEAD, False)
         tasks = _consumer(channel, self.addresses.task_queue, self._take_tasks)
         commands = _consumer(channel, self.addresses.command_queue, self._take_command)
         if self._is_first_connection:
@@ -152,7 +98,7 @@ class Inbox(_Line):
             if not consuming and self._room.wait(timeout=0.5):
                 tasks.consume()
                 consuming = True
-            _drain(connection, timeout=1.0 if consuming else 0.01)
+            drain(connection, timeout=1.0 if consuming else 0.01)
         tasks.cancel()
         commands.cancel()
 
@@ -177,7 +123,7 @@ class Inbox(_Line):
             self._on_command(command)
 
 
-class Outbox(_Line):
+class Outbox(Line):
     """Sends what the journal holds unsent, and the latest status report."""
 
     def __init__(self, addresses: Addresses, journal: Journal, *, on_unreachable: Callable[[], None]) -> None:
@@ -228,10 +174,14 @@ class Outbox(_Line):
                 raise
             if stopping:
                 return
+            if connection.supports_heartbeats:
+                drain(connection, timeout=0)
 
     def _wait(self) -> tuple[StatusReport | None, bool]:
         with self._changed:
-            self._changed.wait_for(lambda: self._results_waiting or self._report or self._stopping.is_set())
+            self._changed.wait_for(
+                lambda: self._results_waiting or self._report or self._stopping.is_set(), timeout=KEEP_ALIVE_S
+            )
             report, self._report = self._report, None
             return report, self._stopping.is_set() and not self._results_waiting
 
@@ -264,27 +214,6 @@ def _merged(earlier: StatusReport | None, later: StatusReport) -> StatusReport:
     return StatusReport(later.endpoint_id, later.global_state, statuses, later.holds)
 
 
-def _connection(url: str) -> Connection:
-    # With AMQP a publish returns when the broker has confirmed it.
-    options = _REDIS_OPTIONS if url.startswith(("redis", "valkey")) else {"confirm_publish": True}
-    return Connection(url, transport_options=options, connect_timeout=10, heartbeat=30)
-
-
-def _close(connection: Connection) -> None:
-    try:
-        connection.release()
-    except Exception as error:
-        log.debug("closing a connection: %s", error)
-
-
-def _drain(connection: Connection, *, timeout: float) -> None:
-    try:
-        connection.drain_events(timeout=timeout)
-    except TimeoutError:
-        if connection.supports_heartbeats:
-            connection.heartbeat_check()
-
-
 def _consumer(channel: Any, queue: str, on_message: Callable[[Message], None]) -> Consumer:
     # The service declares its queues; where they live only in Kombu's own head, every side must say the same.
     ours = isinstance(channel, virtual.Channel)
@@ -305,14 +234,19 @@ def _publish(producer: Producer, address: Address, body: bytes) -> None:
         **{key: value for key, value in (address.properties or {}).items() if value is not None},
     }
     producer.publish(
-        body, exchange=address.exchange, routing_key=address.routing_key, mandatory=address.mandatory, **properties
+        body,
+        exchange=address.exchange,
+        routing_key=address.routing_key,
+        mandatory=address.mandatory,
+        timeout=PUBLISH_TIMEOUT_S,
+        **properties,
     )
 
 
 def _decoded(message: Message, kind: type[M]) -> M | None:
     """What a message says, or None: then it has been set aside, for it would never become readable."""
     try:
-        decoded = decode(bytes(message.body))
+        decoded = decode(_bytes(message.body))
         if isinstance(decoded, kind):
             return decoded
         reason = f"a {type(decoded).__name__} is not expected here"
@@ -321,3 +255,8 @@ def _decoded(message: Message, kind: type[M]) -> M | None:
     log.error("a message of %d bytes was set aside: %s", len(message.body), reason)
     message.reject(requeue=False)
     return None
+
+
+def _bytes(body: Any) -> bytes:
+    """A body as it was sent; some transports decode it by its ``content_encoding``, where that is possible."""
+    return body.encode("utf-8") if isinstance(body, str) else bytes(body)

@@ -29,7 +29,7 @@ from farcall.wire import (
     encode,
     write_result,
 )
-from farcall_endpoint import mailbox
+from farcall_endpoint import line, mailbox
 from farcall_endpoint.addresses import Addresses
 from farcall_endpoint.journal import Journal
 from farcall_endpoint.mailbox import Inbox, Outbox, result_batch_body
@@ -282,8 +282,8 @@ def test_a_broker_that_is_there_but_answers_nothing_is_noticed(
     stand_in: Any, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noticed = threading.Event()
-    monkeypatch.setattr(mailbox, "FAILURES_BEFORE_ASKING", 1)
-    monkeypatch.setitem(mailbox._REDIS_OPTIONS, "socket_timeout", 0.2)
+    monkeypatch.setattr(line, "FAILURES_BEFORE_ASKING", 1)
+    monkeypatch.setitem(line._REDIS_OPTIONS, "socket_timeout", 0.2)
     outbox = Outbox(Addresses.of(stand_in._answer()), journal, on_unreachable=noticed.set)
     outbox.start()
     assert outbox.connected.wait(PATIENCE_S)
@@ -301,15 +301,15 @@ def test_a_broker_that_is_gone_is_asked_for_again_and_the_agent_is_told(
     journal: Journal, addresses: Addresses, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     told: queue.Queue[None] = queue.Queue()
-    monkeypatch.setattr(mailbox, "_LONGEST_PAUSE_S", 0.01)
-    monkeypatch.setattr(mailbox, "FAILURES_BEFORE_ASKING", 1)
+    monkeypatch.setattr(line, "_LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(line, "FAILURES_BEFORE_ASKING", 1)
     monkeypatch.setattr(Outbox, "url", lambda self: "redis://127.0.0.1:9/0")
     outbox = Outbox(addresses, journal, on_unreachable=lambda: told.put(None))
 
     outbox.start()
 
     told.get(timeout=PATIENCE_S)
-    assert "does not answer, trying again" in caplog.text
+    assert "does not answer: " in caplog.text
     outbox.stop(timeout_s=PATIENCE_S)
     outbox.join(PATIENCE_S)
 
