@@ -14,10 +14,18 @@ from farcall_webservice.extensions import KEY, Outbox, Services, services
 from farcall_webservice.fields import uuid_text
 from farcall_webservice.forward import ResultQueues
 from farcall_webservice.ledger import Ledger
+from farcall_webservice.oauth import pages, routes
 from farcall_webservice.openapi import Api, IdConverter, OrjsonProvider
 from farcall_webservice.waiting import Waiting
 
-BLUEPRINTS = (meta.blueprint, functions.blueprint, endpoints.blueprint, tasks.blueprint)
+BLUEPRINTS = (
+    meta.blueprint,
+    functions.blueprint,
+    endpoints.blueprint,
+    tasks.blueprint,
+    routes.blueprint,
+    pages.blueprint,
+)
 
 _DESCRIPTION = """Run Python functions on machines that are not the one in front of you.
 
@@ -58,6 +66,7 @@ def create_app(
     api = Api(app)
     api.register_converter(IdConverter, lambda _: {"type": "string", "format": "uuid"})
     api.spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer"})
+    api.spec.components.security_scheme("client", {"type": "http", "scheme": "basic"})
     for blueprint in BLUEPRINTS:
         api.register_blueprint(blueprint)
     app.register_blueprint(docs.make_blueprint(api))

@@ -17,6 +17,7 @@ from farcall_webservice.database import Database
 from farcall_webservice.errors import ApiError
 from farcall_webservice.fields import iso, uuid_text
 from farcall_webservice.models import Group, Membership, Token, User
+from farcall_webservice.oauth.scopes import COMPUTE_SCOPE
 
 #: Tells people and secret scanners what they have found.
 TOKEN_PREFIX = "fc_"
@@ -33,8 +34,11 @@ class Caller:
     groups: frozenset[str]
 
 
-def check(database: Database, authorization: str | None) -> Caller:
-    """The user that an ``Authorization`` header stands for. Raises :class:`ApiError` (401)."""
+def check(database: Database, authorization: str | None, scope: str = COMPUTE_SCOPE) -> Caller:
+    """The user that an ``Authorization`` header stands for. Raises :class:`ApiError` (401).
+
+    A token that was given to a client opens only what its scope names (else 403); one of `token create` opens all.
+    """
     scheme, _, secret = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not secret.strip():
         raise _unauthenticated(
@@ -43,7 +47,7 @@ def check(database: Database, authorization: str | None) -> Caller:
             error=None,
         )
     with database.reading() as connection:
-        rows = connection.execute(_OWNER_OF_TOKEN, {"digest": _digest(secret.strip())}).all()
+        rows = connection.execute(_OWNER_OF_TOKEN, {"digest": digest(secret.strip())}).all()
     if not rows:
         raise _unauthenticated("INVALID_AUTH_TOKEN", "The service does not know this token: log in again")
     first = rows[0]
@@ -51,12 +55,19 @@ def check(database: Database, authorization: str | None) -> Caller:
         raise _unauthenticated("INVALID_AUTH_TOKEN", f"This token was revoked at {iso(first.revoked_at)}: log in again")
     if first.expires_at is not None and first.expires_at <= time.time():
         raise _unauthenticated("INVALID_AUTH_TOKEN", f"This token expired at {iso(first.expires_at)}: log in again")
+    if first.scope is not None and scope not in first.scope.split():
+        raise ApiError(
+            403,
+            "INSUFFICIENT_AUTH_SCOPE",
+            f"This token is good for the scope {first.scope}; this needs {scope}: ask for that one when you log in",
+            {"WWW-Authenticate": f'Bearer realm="farcall", error="insufficient_scope", scope="{scope}"'},
+        )
     return Caller(first.id, first.name, frozenset(row.group_id for row in rows if row.group_id is not None))
 
 
 #: Made once: every request runs it, and putting it together costs more than running it.
 _OWNER_OF_TOKEN = (
-    select(User.id, User.name, Token.expires_at, Token.revoked_at, Membership.group_id)
+    select(User.id, User.name, Token.expires_at, Token.revoked_at, Token.scope, Membership.group_id)
     .join(Token, Token.user_id == User.id)
     .outerjoin(Membership, Membership.user_id == User.id)
     .where(Token.digest == bindparam("digest"))
@@ -66,6 +77,23 @@ _OWNER_OF_TOKEN = (
 def create_user(database: Database, name: str) -> str:
     """Add a user and return the id. Raises :class:`ConfigurationError` if the name is taken."""
     return _add_named(database, User, name, "user")
+
+
+def user_id_of(database: Database, name: str) -> str | None:
+    """The id of the user of that name, if there is one."""
+    # PostgreSQL would stumble over the character NUL.
+    if not name.isprintable():
+        return None
+    with database.reading() as connection:
+        return connection.execute(select(User.id).where(User.name == name)).scalar_one_or_none()
+
+
+def known_user_id(database: Database, name: str) -> str:
+    """As :func:`user_id_of`. Raises :class:`ConfigurationError` if there is no such user."""
+    user_id = user_id_of(database, name)
+    if user_id is None:
+        raise ConfigurationError(f"there is no user {name!r}")
+    return user_id
 
 
 def create_token(
@@ -85,7 +113,7 @@ def create_token(
             {
                 "id": token_id,
                 "user_id": user_id,
-                "digest": _digest(secret),
+                "digest": digest(secret),
                 "label": label[:255],
                 "created_at": now,
                 "expires_at": None if expires_days is None else now + expires_days * SECONDS_PER_DAY,
@@ -128,12 +156,13 @@ def users(database: Database) -> list[Row[Any]]:
 
 
 def tokens(database: Database) -> list[Row[Any]]:
-    """Every token with its user's name, oldest first."""
+    """Every token of `token create` with its user's name, oldest first."""
     with database.reading() as connection:
         return list(
             connection.execute(
                 select(Token.id, User.name, Token.label, Token.created_at, Token.expires_at, Token.revoked_at)
                 .join(User, User.id == Token.user_id)
+                .where(Token.client_id.is_(None))
                 .order_by(Token.created_at)
             )
         )
@@ -145,6 +174,12 @@ def groups_of(database: Database, caller: Caller) -> list[Row[Any]]:
         return list(
             connection.execute(select(Group.id, Group.name).where(Group.id.in_(caller.groups)).order_by(Group.name))
         )
+
+
+def digest(secret: str) -> str:
+    """What is kept of a random secret."""
+    # A slow hash protects passwords, which can be guessed. 256 random bits cannot, so one fast round is enough.
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _add_named(database: Database, table: type[User] | type[Group], name: str, what: str) -> str:
@@ -163,11 +198,6 @@ def _id_of(row: Row[Any] | None, what: str, name: str) -> str:
     if row is None:
         raise ConfigurationError(f"there is no {what} {name!r}")
     return str(row.id)
-
-
-def _digest(secret: str) -> str:
-    # A slow hash protects passwords, which can be guessed. 256 random bits cannot, so one fast round is enough.
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _unauthenticated(code: str, message: str, error: str | None = "invalid_token") -> ApiError:

@@ -28,9 +28,11 @@ db = typer.Typer(help="The ledger's database.", no_args_is_help=True)
 user = typer.Typer(help="Who may hold tokens.", no_args_is_help=True)
 token = typer.Typer(help="Bearer tokens.", no_args_is_help=True)
 group = typer.Typer(help="People who share functions with one another.", no_args_is_help=True)
+client = typer.Typer(help="Programs that log in by themselves, or log people in (OAuth 2).", no_args_is_help=True)
 app.add_typer(db, name="db")
 app.add_typer(user, name="user")
 app.add_typer(token, name="token")
+app.add_typer(client, name="client")
 app.add_typer(group, name="group")
 
 Home = Annotated[Path | None, typer.Option(help="Where everything is kept [FARCALL_HOME, else ~/.farcall].")]
@@ -84,6 +86,81 @@ def list_users(home: Home = None, database_url: DatabaseUrl = None) -> None:
 
         for row in auth.users(database):
             typer.echo(f"{row.id}  {_day(row.created_at)}  {row.name}")
+
+
+@user.command("password")
+def set_password(
+    name: str,
+    stdin: Annotated[bool, typer.Option("--stdin", help="Read the first line of the standard input, unasked.")] = False,
+    home: Home = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Set a user's password for the login page. Only a slow hash of it is kept."""
+    with _database(home, database_url) as database:
+        from farcall_webservice import auth
+        from farcall_webservice.oauth import passwords
+
+        auth.known_user_id(database, name)
+        if stdin:
+            password = sys.stdin.readline().rstrip("\r\n")
+        else:
+            password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+        passwords.set_password(database, name, password)
+        typer.echo(f"{name} can log in with this password.")
+
+
+@user.command("logout")
+def log_user_out(name: str, home: Home = None, database_url: DatabaseUrl = None) -> None:
+    """End every login of a user. Tokens of `token create`, and what registered clients ask for anew, stay good."""
+    with _database(home, database_url) as database:
+        from farcall_webservice.oauth import issuing
+
+        issuing.end_logins(database, name)
+        typer.echo(f"{name} is logged out everywhere.")
+
+
+@client.command("create")
+def create_client(
+    user_name: Annotated[str, typer.Argument(metavar="USER", help="Whom it acts as; made if there is none.")],
+    name: Annotated[str, typer.Option(help="What people see at a login [USER].")] = "",
+    redirect_uri: Annotated[
+        list[str] | None, typer.Option(help="It may also log people in, and leads them here after it; repeatable.")
+    ] = None,
+    home: Home = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Print the id and the secret of a new client. The secret is not kept: whoever loses it needs a new client."""
+    with _database(home, database_url) as database:
+        from farcall_webservice.oauth import clients
+
+        client_id, secret = clients.create(database, user_name, name=name, redirect_uris=redirect_uri or ())
+        typer.echo(f"FARCALL_CLIENT_ID={client_id}")
+        typer.echo(f"FARCALL_CLIENT_SECRET={secret}")
+
+
+@client.command("list")
+def list_clients(home: Home = None, database_url: DatabaseUrl = None) -> None:
+    """Every client, without its secret: id, since when, state, user, name."""
+    with _database(home, database_url) as database:
+        from farcall_webservice.oauth import clients
+
+        for row in clients.listed(database):
+            state = "active" if row.revoked_at is None else f"revoked {_day(row.revoked_at)}"
+            typer.echo(f"{row.id}  {_day(row.created_at)}  {state}  {row.user_name}  {row.name}")
+
+
+@client.command("revoke")
+def revoke_client(
+    client_id: Annotated[str, typer.Argument(metavar="ID", help="As `client list` shows it.")],
+    home: Home = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Refuse a client, and every token that it was given, from now on."""
+    with _database(home, database_url) as database:
+        from farcall_webservice.oauth import clients
+
+        clients.revoke(database, client_id)
+        typer.echo(f"Client {client_id} is revoked, with all its tokens.")
 
 
 @token.command("create")

@@ -44,6 +44,9 @@ class ServiceConfig:
     #: The longest that a request may wait for news.
     max_wait_s: float = 25.0
 
+    #: How long a token lives that a client asked for.
+    access_token_s: int = 48 * 3600
+
     #: An endpoint is online while its last report is younger than this many of its heartbeat periods.
     missed_heartbeats: float = 3.0
     #: An agent that has registered counts as running for so long before its first heartbeat.
@@ -117,4 +120,5 @@ _WHOLE_NUMBERS = {
     "max_batch_bytes": 1024 * MEGABYTE,
     "max_request_bytes": 1024 * MEGABYTE,
     "max_batch_tasks": 100_000,
+    "access_token_s": 365 * 86_400,
 }

@@ -43,6 +43,8 @@ class User(Base):
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     name: Mapped[str] = mapped_column(String(255), unique=True)
     created_at: Mapped[float] = mapped_column(Seconds)
+    #: Null = logs in with tokens only.
+    password_hash: Mapped[str | None] = mapped_column(String(255))
 
 
 class Group(Base):
@@ -65,7 +67,11 @@ class Membership(Base):
 
 
 class Token(Base):
-    """A bearer token; only its SHA-256 is kept."""
+    """A bearer token; only its SHA-256 is kept.
+
+    Those of `token create` are good for everything. Those that a client was given have its id, and are good for their
+    scope alone.
+    """
 
     __tablename__ = "tokens"
 
@@ -74,8 +80,86 @@ class Token(Base):
     digest: Mapped[str] = mapped_column(String(64), unique=True)
     label: Mapped[str] = mapped_column(String(255), default="")
     created_at: Mapped[float] = mapped_column(Seconds)
-    expires_at: Mapped[float | None] = mapped_column(Seconds)
+    expires_at: Mapped[float | None] = mapped_column(Seconds, index=True)
     revoked_at: Mapped[float | None] = mapped_column(Seconds)
+    client_id: Mapped[str | None] = mapped_column(Id, index=True)
+    scope: Mapped[str | None] = mapped_column(Text)
+    resource_server: Mapped[str | None] = mapped_column(String(255))
+    #: The login that it came from: the id of its authorization code.
+    grant_id: Mapped[str | None] = mapped_column(Id, index=True)
+
+
+class OAuthClient(Base):
+    """A program that may ask for tokens, and acts as its user when it does so on its own."""
+
+    __tablename__ = "oauth_clients"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    name: Mapped[str] = mapped_column(String(255))
+    user_id: Mapped[str] = mapped_column(Id, ForeignKey("users.id"), index=True)
+    secret_digest: Mapped[str] = mapped_column(String(64))
+    redirect_uris: Mapped[list[str]] = mapped_column(JSON)
+    created_at: Mapped[float] = mapped_column(Seconds)
+    revoked_at: Mapped[float | None] = mapped_column(Seconds)
+
+
+class AuthorizationCode(Base):
+    """What a person's browser carries to the client after a login. Kept for a while, to notice a second use."""
+
+    __tablename__ = "authorization_codes"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    client_id: Mapped[str] = mapped_column(Id)
+    user_id: Mapped[str] = mapped_column(Id, ForeignKey("users.id"), index=True)
+    redirect_uri: Mapped[str] = mapped_column(Text)
+    scope: Mapped[str] = mapped_column(Text)
+    nonce: Mapped[str | None] = mapped_column(Text)
+    code_challenge: Mapped[str | None] = mapped_column(String(128))
+    #: Whether the client asked for refresh tokens.
+    offline: Mapped[bool] = mapped_column(Boolean)
+    created_at: Mapped[float] = mapped_column(Seconds)
+    expires_at: Mapped[float] = mapped_column(Seconds, index=True)
+    used_at: Mapped[float | None] = mapped_column(Seconds)
+
+
+class RefreshToken(Base):
+    """With it a client gets new access tokens of one resource server without the person."""
+
+    __tablename__ = "refresh_tokens"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    client_id: Mapped[str] = mapped_column(Id, index=True)
+    user_id: Mapped[str] = mapped_column(Id, ForeignKey("users.id"), index=True)
+    grant_id: Mapped[str] = mapped_column(Id, index=True)
+    scope: Mapped[str] = mapped_column(Text)
+    resource_server: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[float] = mapped_column(Seconds)
+    #: Moves with each use.
+    expires_at: Mapped[float] = mapped_column(Seconds, index=True)
+    revoked_at: Mapped[float | None] = mapped_column(Seconds)
+
+
+class SigningKey(Base):
+    """The key of a purpose, in PEM: every web process signs with the same one."""
+
+    __tablename__ = "signing_keys"
+
+    purpose: Mapped[str] = mapped_column(String(32), primary_key=True)
+    private_pem: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[float] = mapped_column(Seconds)
+
+
+class LoginFailure(Base):
+    """How often the password of a name was tried in vain of late. ``subject`` is the SHA-256 of the name."""
+
+    __tablename__ = "login_failures"
+
+    subject: Mapped[str] = mapped_column(String(64), primary_key=True)
+    failures: Mapped[int] = mapped_column(Integer)
+    last_at: Mapped[float] = mapped_column(Seconds, index=True)
+    blocked_until: Mapped[float] = mapped_column(Seconds)
 
 
 class Function(Base):

@@ -6,7 +6,7 @@ operation in the OpenAPI document, so that the two cannot differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, NoReturn, TypeVar
 
@@ -99,11 +99,14 @@ class Blueprint(SmorestBlueprint):  # type: ignore[misc]
         headers: type[ma.Schema] | None = None,
         failures: Iterable[int] = (),
         needs_token: bool = True,
+        content_type: str = "application/json",
+        described: Mapping[str, Any] | None = None,
     ) -> Callable[[View], View]:
         """Make a function the view of ``method path``.
 
         It is called with what was loaded by ``body``, ``query`` and ``headers``, in this order, and with the path's
         parameters by name. ``failures`` are the statuses beside those that every such operation can answer.
+        ``described`` goes into the operation's documentation as it is, for what somebody else's code checks.
         """
         statuses = set(failures) | {500, 503}
         if needs_token:
@@ -116,7 +119,9 @@ class Blueprint(SmorestBlueprint):  # type: ignore[misc]
             statuses.add(422)
 
         def decorate(view: View) -> View:
-            wrapped: Any = self.response(200, answer, description="It worked.", example=example)(view)
+            wrapped: Any = self.response(
+                200, answer, description="It worked.", example=example, content_type=content_type
+            )(view)
             for schema, location in ((headers, "headers"), (query, "query")):
                 if schema is not None:
                     wrapped = self.arguments(schema, location=location)(wrapped)
@@ -124,8 +129,8 @@ class Blueprint(SmorestBlueprint):  # type: ignore[misc]
                 wrapped = self.arguments(body, location="json", example=body_example)(wrapped)
             for status in sorted(statuses):
                 wrapped = self.alt_response(status, HTTPStatus(status).name)(wrapped)
-            described = {"operationId": id} if needs_token else {"operationId": id, "security": []}
-            wrapped = self.doc(**described)(wrapped)
+            security: dict[str, Any] = {} if needs_token else {"security": []}
+            wrapped = self.doc(operationId=id, **{**security, **(described or {})})(wrapped)
             self.route(path, methods=[method], endpoint=view.__name__)(wrapped)
             if not needs_token:
                 self.open_views.add(f"{self.name}.{view.__name__}")
