@@ -6,7 +6,8 @@ import json
 import selectors
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,6 +77,10 @@ class Service:
     def stop(self) -> None:
         self.isle.end(self.process, signal.SIGTERM)
 
+    def command(self, *words: str) -> str:
+        """Run `farcall-webservice` as its owner and return what it prints."""
+        return self.isle.run(OURS / "farcall-webservice", *words).stdout
+
 
 def line_of(process: subprocess.Popen[str], timeout_s: float) -> str:
     """The next line that a process writes, or what there is of it after so long."""
@@ -93,6 +98,13 @@ def service(isle: Island, broker: PrivateRabbitMQ) -> Iterator[Service]:
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture(scope="session")
+def as_client(service: Service) -> dict[str, str]:
+    """The environment of a user of Globus Compute: what they change, and nothing else."""
+    client_id, secret = service.command("client", "create", "owner").split()[-2:]
+    return {**GLOBUS, "GLOBUS_COMPUTE_CLIENT_ID": client_id, "GLOBUS_COMPUTE_CLIENT_SECRET": secret}
 
 
 @pytest.fixture(scope="session")
@@ -114,6 +126,56 @@ engine:
   max_workers_per_node: 2
   provider: {type: local, init_blocks: 1, min_blocks: 1, max_blocks: 1}
 """
+
+
+@dataclass
+class TheirEndpoint:
+    """An endpoint of Globus Compute, driven by its own commands."""
+
+    isle: Island
+    environment: dict[str, str]
+    name: str
+    id: str = ""
+
+    @property
+    def directory(self) -> Path:
+        return self.isle.home / ".globus_compute" / self.name
+
+    def command(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        program = THEIRS / "globus-compute-endpoint"
+        return self.isle.run(program, *words, env=self.environment, check=check, timeout_s=60)
+
+    def start(self, *options: str) -> None:
+        self.command("start", self.name, "--detach", *options)
+        wait_until(lambda: (self.directory / "endpoint.json").exists(), f"{self.name} has registered")
+        self.id = json.loads((self.directory / "endpoint.json").read_text())["endpoint_id"]
+
+    def children(self) -> list[Path]:
+        """The directories of its user endpoints."""
+        return sorted(self.directory.parent.glob(f"uep.{self.id}.*"))
+
+    def stop(self, *options: str) -> None:
+        self.command("stop", self.name, *options, check=False)
+
+
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 45) -> None:
+    """Look again and again until it is so: for what happens in programs that call nobody back."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not come to pass that {what}"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def their_endpoint(isle: Island, as_client: dict[str, str]) -> Iterator[str]:
+    """The id of an unmodified endpoint with the files that `configure` writes."""
+    running = TheirEndpoint(isle, as_client, "theirs")
+    running.command("configure", "theirs")
+    running.start()
+    try:
+        yield running.id
+    finally:
+        running.stop()
 
 
 class Session:
@@ -158,11 +220,11 @@ class Session:
 
 
 @pytest.fixture(scope="session")
-def sessions(service: Service) -> Iterator[dict[str, Session]]:
+def sessions(service: Service, as_client: dict[str, str]) -> Iterator[dict[str, Session]]:
     """By the name of the SDK."""
     made = {
         "farcall": Session(service.isle, "farcall", {}),
-        "globus": Session(service.isle, "globus", {**GLOBUS, "FLOWS_TOKEN": service.token}),
+        "globus": Session(service.isle, "globus", as_client),
     }
     try:
         yield made

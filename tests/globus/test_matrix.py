@@ -18,7 +18,7 @@ LIMITS: dict[tuple[str, str, str], str] = {}
 
 @pytest.mark.parametrize("flow", flows.FLOWS)
 @pytest.mark.parametrize("sdk", ["farcall", "globus"])
-@pytest.mark.parametrize("endpoint", ["ours"])
+@pytest.mark.parametrize("endpoint", ["ours", "theirs"])
 def test_cell(request, isle, sessions, sdk: str, endpoint: str, flow: str) -> None:  # type: ignore[no-untyped-def]
     endpoint_id = request.getfixturevalue({"ours": "our_endpoint", "theirs": "their_endpoint"}[endpoint])
 
