@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from farcall.config import home
+from farcall.config import home, login_variable
 from farcall.errors import ConfigurationError, FarcallError, NotFound, Unauthenticated
 
 from . import directories, pidfile, showing
@@ -219,23 +219,28 @@ def doctor(name: Name = DEFAULT_NAME) -> None:
 def login(
     service_url: Annotated[str | None, typer.Option(help="Where the service is.")] = None,
     token: Annotated[str | None, typer.Option(help="Asked for if it is not given.")] = None,
+    client_id: Annotated[str | None, typer.Option(help="Log in as a client, whose secret is asked for.")] = None,
 ) -> None:
     """Keep a service's address and a token for it, once the service has accepted them."""
-    from .service import log_in
+    from .service import log_in, log_in_client
 
-    # Asked for without echo, or read from a pipe: a token on the command line is seen in the list of processes.
-    if token is None:
-        token = typer.prompt("Token", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline().strip()
-    url, caller = log_in(service_url, token)
+    if client_id is not None:
+        if token is not None:
+            raise ConfigurationError("a token and a client's id were given: log in with one of them")
+        url, caller = log_in_client(service_url, client_id, _ask("Secret"))
+    else:
+        url, caller = log_in(service_url, _ask("Token") if token is None else token)
     typer.echo(f"Logged in to {url} as {caller['name']}.")
+    _say_what_goes_first()
 
 
 @app.command()
 def logout() -> None:
-    """Forget the token that is kept on this machine."""
+    """Forget the token, or the client's id and secret, that is kept on this machine."""
     from .service import log_out
 
     typer.echo("Logged out." if log_out() else "Nobody is logged in.")
+    _say_what_goes_first()
 
 
 @app.command()
@@ -254,6 +259,19 @@ def version() -> None:
     from importlib.metadata import version as version_of
 
     typer.echo(version_of("farcall-endpoint"))
+
+
+def _ask(what: str) -> str:
+    """Without echo, or from a pipe: a secret on the command line is seen in the list of processes."""
+    if sys.stdin.isatty():
+        return str(typer.prompt(what, hide_input=True))
+    return sys.stdin.readline().strip()
+
+
+def _say_what_goes_first() -> None:
+    variable = login_variable()
+    if variable is not None:
+        _complain(f"{variable} is set, and goes before what is kept")
 
 
 def _service() -> Service:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from farcall import __version__, config
-from farcall.auth import StoredToken
 from farcall.errors import ServiceError
+from farcall.login import StoredLogin
 from farcall.transport import Transport
 from farcall.wire import ACCEPTS_TASK_BATCH
 
@@ -33,7 +33,7 @@ class Registrar:
     def __init__(self, endpoint: EndpointConfig, *, sleep: Callable[[float], object]) -> None:
         settings = config.load()
         self._endpoint = endpoint
-        self._transport = Transport(settings.service_url, StoredToken(settings), sleep=sleep)
+        self._transport = Transport(settings.service_url, StoredLogin(settings), sleep=sleep)
 
     def register(self, endpoint_id: str | None, *, retry_for_s: float | None = None) -> Registration:
         """Register under that id, or be given one. Raises ServiceError if the service says no or nothing."""

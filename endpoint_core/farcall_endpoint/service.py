@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from farcall import config
-from farcall.auth import FixedToken, StoredToken
+from farcall.auth import Credentials, FixedToken
+from farcall.login import ClientLogin, StoredLogin
 from farcall.transport import Transport
 
 
@@ -19,7 +20,7 @@ class Service:
     def from_settings(cls) -> Service:
         """The one that the environment or the stored credentials name."""
         settings = config.load()
-        return cls(Transport(settings.service_url, StoredToken(settings), retry_for_s=0))
+        return cls(Transport(settings.service_url, StoredLogin(settings), retry_for_s=0))
 
     @property
     def url(self) -> str:
@@ -48,9 +49,23 @@ class Service:
 def log_in(service_url: str | None, token: str) -> tuple[str, dict[str, Any]]:
     """Store address and token if the service accepts the token. Returns the address and who the caller is."""
     url = config.load(service_url).service_url
-    caller = Service(Transport(url, FixedToken(token), retry_for_s=0)).whoami()
+    caller = _whoami(url, FixedToken(token))
     config.write_credentials(url, token)
     return url, caller
+
+
+def log_in_client(service_url: str | None, client_id: str, secret: str) -> tuple[str, dict[str, Any]]:
+    """Store address, id and secret if the service accepts them; tokens are then asked for as they are needed."""
+    url = config.load(service_url).service_url
+    login = ClientLogin(url, client_id, secret)
+    caller = _whoami(url, login)
+    login.forget()
+    config.write_credentials(url, client_id=client_id, client_secret=secret)
+    return url, caller
+
+
+def _whoami(url: str, credentials: Credentials) -> dict[str, Any]:
+    return Service(Transport(url, credentials, retry_for_s=0)).whoami()
 
 
 def log_out() -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from farcall import config
-
 
 class Credentials(Protocol):
     """What :class:`farcall.transport.Transport` asks for each request."""
@@ -28,23 +26,6 @@ class FixedToken:
 
     def renew(self) -> bool:
         return False
-
-
-class StoredToken(FixedToken):
-    """The token of the environment or the credentials file, looked up again when the service refuses it.
-
-    A service that was set up anew has written another one there, and a long-running program should not have to be
-    restarted for that.
-    """
-
-    def __init__(self, settings: config.Settings) -> None:
-        super().__init__(settings.token)
-        self._service_url = settings.service_url
-
-    def renew(self) -> bool:
-        before = self._header
-        super().__init__(config.load(self._service_url).token)
-        return self._header != before
 
 
 class AuthorizerCredentials:

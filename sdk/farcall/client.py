@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from farcall import __version__, config
-from farcall.auth import AuthorizerCredentials, Credentials, FixedToken, StoredToken
+from farcall.auth import AuthorizerCredentials, Credentials, FixedToken
 from farcall.batch import Batch, BatchRun
 from farcall.errors import TaskPending, VersionMismatch
 from farcall.hardware import hardware_report
 from farcall.ids import UUIDLike, as_id
+from farcall.login import StoredLogin
 from farcall.outcomes import is_done, outcome_of, readable
 from farcall.registry import registration, runtime, sharing
 from farcall.serialize import Serializer
@@ -35,8 +36,9 @@ _STATUS_PAGE = 1_000
 class Client:
     """A user's view of the service.
 
-    ``service_url`` and ``token`` default to ``FARCALL_SERVICE_URL`` and ``FARCALL_TOKEN``, then to what
-    ``farcall-webservice serve`` or ``farcall-endpoint login`` left in ``$FARCALL_HOME``. ``authorizer`` may be one of
+    ``service_url`` and ``token`` default to ``FARCALL_SERVICE_URL`` and ``FARCALL_TOKEN``, or ``FARCALL_CLIENT_ID`` and
+    ``FARCALL_CLIENT_SECRET``, then to what ``farcall-webservice serve`` or ``farcall-endpoint login`` left in
+    ``$FARCALL_HOME``. ``authorizer`` may be one of
     globus_sdk. ``environment``, ``local_compute_services``, ``app`` and ``login_manager`` choose among Globus's own
     services, of which there are none here: they are accepted, and the last two warn.
     """
@@ -61,8 +63,8 @@ class Client:
             raise TypeError(f"Client has no setting {', '.join(sorted(map(repr, unknown)))}")
         if login_manager is not None or app is not None:
             warnings.warn(
-                "Farcall logs in with a token: login_manager and app have no effect. "
-                "See `farcall-endpoint login`, FARCALL_TOKEN, or Client(token=...).",
+                "Farcall logs in with a token, or a client's id and secret: login_manager and app have no effect. "
+                "See `farcall-endpoint login`, FARCALL_TOKEN, FARCALL_CLIENT_ID, or Client(token=...).",
                 UserWarning,
                 stacklevel=2,
             )
@@ -71,7 +73,7 @@ class Client:
         if authorizer is not None:
             credentials = AuthorizerCredentials(authorizer)
         else:
-            credentials = FixedToken(token) if token else StoredToken(settings)
+            credentials = FixedToken(token) if token else StoredLogin(settings)
         self.transport = Transport(settings.service_url, credentials)
         self.serializer = Serializer(code_serialization_strategy, data_serialization_strategy)
         if do_version_check:
@@ -90,6 +92,14 @@ class Client:
                 f"the service at {self.transport.service_url} needs farcall {oldest} or newer, this is {ours}: "
                 "pip install --upgrade farcall"
             )
+
+    def logout(self) -> None:
+        """Forget the login that is kept for this account, and end the token that a client's id and secret gave.
+
+        A token that was passed in, or that is in ``FARCALL_TOKEN``, stays good.
+        """
+        if isinstance(self.transport.credentials, StoredLogin):
+            self.transport.credentials.forget()
 
     # -- functions --
 

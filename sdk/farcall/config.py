@@ -1,26 +1,34 @@
-"""Where the service is and with which token: environment first, then ``$FARCALL_HOME/credentials.json``."""
+"""Where the service is and as whom to log in: environment first, then ``$FARCALL_HOME/credentials.json``."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from farcall.errors import ConfigurationError
 
 DEFAULT_SERVICE_URL = "http://localhost:5000"
+#: A client's id and secret. The later names are what Globus Compute's and funcX's programs read.
+CLIENT_VARIABLES = (
+    ("FARCALL_CLIENT_ID", "FARCALL_CLIENT_SECRET"),
+    ("GLOBUS_COMPUTE_CLIENT_ID", "GLOBUS_COMPUTE_CLIENT_SECRET"),
+    ("FUNCX_SDK_CLIENT_ID", "FUNCX_SDK_CLIENT_SECRET"),
+)
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a client needs to find the service and be let in."""
+    """What a client needs to find the service and be let in: a token, or a client's id and secret, or neither."""
 
     service_url: str
     token: str | None = field(default=None, repr=False)
+    client_id: str | None = None
+    client_secret: str | None = field(default=None, repr=False)
 
 
 def home(environment: Mapping[str, str] | None = None) -> Path:
@@ -36,17 +44,42 @@ def credentials_path() -> Path:
 
 
 def load(service_url: str | None = None, token: str | None = None) -> Settings:
-    """Put together what was passed, ``FARCALL_SERVICE_URL`` and ``FARCALL_TOKEN``, and the credentials file.
+    """Put together what was passed, the environment, and the credentials file.
 
-    The file's token goes only to the file's own service: another URL gets no token that was not meant for it.
+    A token goes before a client's id and secret, and the environment before the file. What the file holds goes only to
+    the file's own service: another URL gets no secret that was not meant for it.
     """
     stored = read_credentials()
     url = service_url or os.environ.get("FARCALL_SERVICE_URL") or (stored.service_url if stored else None)
     url = check_url(url or DEFAULT_SERVICE_URL)
     token = token or os.environ.get("FARCALL_TOKEN")
-    if token is None and stored is not None and _same_service(stored.service_url, url):
-        token = stored.token
-    return Settings(url, token)
+    if token:
+        return Settings(url, token)
+    client = _client_of_environment()
+    if client is not None:
+        return Settings(url, None, *client)
+    if stored is not None and _same_service(stored.service_url, url):
+        return replace(stored, service_url=url)
+    return Settings(url)
+
+
+def login_variable() -> str | None:
+    """The variable of the environment that says as whom to log in, if one does."""
+    if os.environ.get("FARCALL_TOKEN"):
+        return "FARCALL_TOKEN"
+    return next((name for name, secret in CLIENT_VARIABLES if os.environ.get(name) and os.environ.get(secret)), None)
+
+
+def _client_of_environment() -> tuple[str, str] | None:
+    for id_name, secret_name in CLIENT_VARIABLES:
+        client_id, secret = os.environ.get(id_name), os.environ.get(secret_name)
+        if client_id and secret:
+            return client_id, secret
+        # An id alone means something to Globus's programs, so only ours is missed a secret.
+        if secret or (client_id and id_name == "FARCALL_CLIENT_ID"):
+            there, missing = (secret_name, id_name) if secret else (id_name, secret_name)
+            raise ConfigurationError(f"{there} is set, but {missing} is not: set both, or neither")
+    return None
 
 
 def read_credentials() -> Settings | None:
@@ -54,7 +87,8 @@ def read_credentials() -> Settings | None:
     path = credentials_path()
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        return Settings(check_url(document["service_url"]), document.get("token"))
+        kept = {name: document.get(name) for name in ("token", "client_id", "client_secret")}
+        return Settings(check_url(document["service_url"]), **kept)
     except FileNotFoundError:
         return None
     except PermissionError as error:
@@ -67,14 +101,18 @@ def read_credentials() -> Settings | None:
         ) from error
 
 
-def write_credentials(service_url: str, token: str) -> Path:
-    """Keep both for the next program of this user; nobody else may read them. Replaces the file in one step."""
+def write_credentials(
+    service_url: str, token: str | None = None, *, client_id: str | None = None, client_secret: str | None = None
+) -> Path:
+    """Keep these for the next program of this user; nobody else may read them. Replaces the file in one step."""
     path = credentials_path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump({"service_url": check_url(service_url), "token": token}, file, indent=2)
+        secrets = {"token": token, "client_id": client_id, "client_secret": client_secret}
+        given = {name: value for name, value in secrets.items() if value is not None}
+        json.dump({"service_url": check_url(service_url), **given}, file, indent=2)
         file.write("\n")
     draft.replace(path)
     return path

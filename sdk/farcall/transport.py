@@ -72,6 +72,7 @@ class Transport:
         path: str,
         *,
         body: Any = None,
+        form: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
@@ -79,15 +80,17 @@ class Transport:
     ) -> Any:
         """The answer's JSON. Raises :class:`~farcall.errors.ServiceError` when the service says no or nothing at all.
 
-        ``params`` that are None are left out. ``retry_for_s=0`` tries once.
+        ``body`` is sent as JSON, ``form`` as what a browser's form sends. ``params`` that are None are left
+        out. ``retry_for_s=0`` tries once.
         """
-        encoded = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        encoded, kind = _encoded(body, form)
+        sent = {**kind, **(headers or {})}
         url = self.service_url + path + _query(params)
         patience = _Patience(self.service_url, self.retry_for_s if retry_for_s is None else retry_for_s)
         renewed = False
         while True:
             try:
-                answer = self._send(method, url, encoded, headers or {}, timeout_s)
+                answer = self._send(method, url, encoded, sent, timeout_s)
             except ServiceUnavailable as error:
                 self._sleep(patience.pause_after(error))
                 continue
@@ -115,8 +118,6 @@ class Transport:
         from urllib3.exceptions import HTTPError
 
         sent = {"Accept": "application/json", "User-Agent": f"farcall/{__version__}", **headers}
-        if body is not None:
-            sent["Content-Type"] = "application/json"
         authorization = self.credentials.header()
         if authorization:
             sent["Authorization"] = authorization
@@ -196,6 +197,14 @@ def _new_pool(service_url: str) -> PoolManager:
     if proxy and not proxy_bypass(parts.netloc):
         return urllib3.ProxyManager(proxy, **options)
     return urllib3.PoolManager(**options)
+
+
+def _encoded(body: Any, form: Mapping[str, str] | None) -> tuple[bytes | None, dict[str, str]]:
+    if form is not None:
+        return urlencode(form).encode(), {"Content-Type": "application/x-www-form-urlencoded"}
+    if body is not None:
+        return json.dumps(body, separators=(",", ":")).encode(), {"Content-Type": "application/json"}
+    return None, {}
 
 
 def _query(params: Mapping[str, Any] | None) -> str:

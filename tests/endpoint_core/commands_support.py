@@ -57,6 +57,8 @@ class FakeService:
             ),
             f"DELETE /v2/endpoints/{ENDPOINT_ID}": (200, {"result": 302}),
             f"POST /v2/endpoints/{ENDPOINT_ID}/lock": (200, {"endpoint_id": ENDPOINT_ID}),
+            "POST /auth/v2/oauth2/token": (200, {"access_token": "good", "expires_in": 60}),
+            "POST /auth/v2/oauth2/token/revoke": (200, {"active": False}),
         }
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -75,7 +77,7 @@ class FakeService:
             def _answer(self) -> None:
                 request = f"{self.command} {self.path}"
                 service.asked.append(request)
-                if self.headers.get("Authorization") == "Bearer good":
+                if self.headers.get("Authorization") == "Bearer good" or self.path.startswith("/auth/"):
                     status, document = service.answers.get(request, (404, {"code": "X", "message": "no such route"}))
                 else:
                     status, document = 401, {"code": "INVALID_AUTH_TOKEN", "message": "this token is not known"}

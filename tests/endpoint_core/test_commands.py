@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
+from farcall.config import CLIENT_VARIABLES
 from farcall_endpoint import daemon, directories, loading, pidfile, plugins
 from farcall_endpoint.cli import app
 from farcall_endpoint.config import EngineConfig
@@ -37,7 +39,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     home, stand_in = tmp_path / "home", tmp_path / "stand-in"
     stand_in.mkdir()
     (stand_in / "sitecustomize.py").write_text(support.FAKE_AGENT)
-    for name in ("FARCALL_TOKEN", "FARCALL_SERVICE_URL"):
+    for name in ("FARCALL_TOKEN", "FARCALL_SERVICE_URL", *itertools.chain(*CLIENT_VARIABLES)):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FARCALL_HOME", str(home))
     monkeypatch.setenv("PYTHONPATH", str(stand_in))
@@ -576,6 +578,40 @@ def test_login_keeps_no_token_that_the_service_refuses(home: Path, run: Run, ser
 
     assert "this token is not known" in said
     assert not (home / "credentials.json").exists()
+
+
+def test_login_as_a_client_keeps_its_id_and_secret_which_later_commands_turn_into_tokens(
+    home: Path, run: Run, service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FARCALL_TOKEN")
+
+    run("login", "--client-id", "c1", input="secret\n")
+
+    credentials = home / "credentials.json"
+    assert json.loads(credentials.read_text()) == {
+        "service_url": service.url,
+        "client_id": "c1",
+        "client_secret": "secret",
+    }
+    assert stat.S_IMODE(credentials.stat().st_mode) == 0o600
+    service.asked.clear()
+    assert "ada" in run("whoami").stdout
+    assert service.asked == ["POST /auth/v2/oauth2/token", "GET /v2/whoami"]
+
+
+def test_login_as_a_client_keeps_nothing_that_the_service_refuses(home: Path, run: Run, service: Any) -> None:
+    service.answers["POST /auth/v2/oauth2/token"] = (400, {"code": "INVALID_CLIENT", "message": "no such client"})
+
+    said = run("login", "--client-id", "c1", input="secret\n", code=os.EX_NOPERM).stderr
+
+    assert "does not let the client c1 in: no such client" in said
+    assert not (home / "credentials.json").exists()
+
+
+def test_what_the_environment_says_is_told_to_go_first(run: Run, service: Any) -> None:
+    said = run("login", "--token", "good").stderr
+
+    assert "FARCALL_TOKEN is set, and goes before what is kept" in said
 
 
 def test_logout_forgets_the_token(home: Path, run: Run, service: Any) -> None:

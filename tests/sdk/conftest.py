@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import threading
@@ -18,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from farcall import Client, Executor
+from farcall import Client, Executor, config
 from farcall.serialize import deserialize, deserialize_function, serialize, serialize_exception
 from farcall.wire import unpack_buffers
 
@@ -201,7 +202,7 @@ def _handler(service: ScriptedService) -> type[BaseHTTPRequestHandler]:
                 self.command,
                 parts.path,
                 {name: values[0] for name, values in parse_qs(parts.query).items()},
-                json.loads(raw) if raw else None,
+                _body(raw, self.headers.get("Content-Type")),
                 {name.lower(): value for name, value in self.headers.items()},
             )
             service.seen.append(seen)
@@ -219,6 +220,12 @@ def _handler(service: ScriptedService) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
+
+
+def _body(raw: bytes, kind: str | None) -> Any:
+    if kind == "application/x-www-form-urlencoded":
+        return {name: values[0] for name, values in parse_qs(raw.decode()).items()}
+    return json.loads(raw) if raw else None
 
 
 @contextmanager
@@ -240,7 +247,7 @@ def serving(service: ScriptedService, port: int = 0) -> Iterator[ThreadingHTTPSe
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nothing of the real user's home or environment is read or written."""
-    for name in ("FARCALL_SERVICE_URL", "FARCALL_TOKEN"):
+    for name in ("FARCALL_SERVICE_URL", "FARCALL_TOKEN", *itertools.chain(*config.CLIENT_VARIABLES)):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FARCALL_HOME", str(tmp_path / "farcall-home"))
     return tmp_path / "farcall-home"

@@ -30,6 +30,53 @@ def test_the_environment_comes_before_the_file(monkeypatch: pytest.MonkeyPatch) 
     assert config.load() == config.Settings("https://farcall.example.org", "fc_environment")
 
 
+@pytest.mark.parametrize(("id_name", "secret_name"), config.CLIENT_VARIABLES)
+def test_a_clients_id_and_secret_come_before_the_file_and_after_a_token(
+    monkeypatch: pytest.MonkeyPatch, id_name: str, secret_name: str
+) -> None:
+    config.write_credentials("http://127.0.0.1:5001", "fc_file")
+    monkeypatch.setenv(id_name, "client")
+    monkeypatch.setenv(secret_name, "secret")
+
+    loaded = config.load()
+
+    assert (loaded.token, loaded.client_id, loaded.client_secret) == (None, "client", "secret")
+    assert config.login_variable() == id_name
+    monkeypatch.setenv("FARCALL_TOKEN", "fc_environment")
+    assert config.load() == config.Settings("http://127.0.0.1:5001", "fc_environment")
+    assert config.login_variable() == "FARCALL_TOKEN"
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [
+        ("FARCALL_CLIENT_ID", "FARCALL_CLIENT_SECRET"),
+        ("FARCALL_CLIENT_SECRET", "FARCALL_CLIENT_ID"),
+        ("GLOBUS_COMPUTE_CLIENT_SECRET", "GLOBUS_COMPUTE_CLIENT_ID"),
+    ],
+)
+def test_half_a_client_is_named_with_its_other_half(monkeypatch: pytest.MonkeyPatch, there: str, missing: str) -> None:
+    monkeypatch.setenv(there, "x")
+
+    with pytest.raises(ConfigurationError, match=f"{there} is set, but {missing} is not"):
+        config.load()
+
+
+def test_an_id_alone_that_means_something_to_globus_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOBUS_COMPUTE_CLIENT_ID", "x")
+
+    assert config.load().client_id is None
+
+
+def test_a_stored_client_is_found_again_but_goes_to_no_other_service() -> None:
+    path = config.write_credentials("http://127.0.0.1:5001", client_id="client", client_secret="fcs_secret")
+
+    assert config.load("http://localhost:5001").client_secret == "fcs_secret"
+    assert config.load("http://elsewhere.example.org:5001").client_id is None
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "fcs_secret" not in repr(config.load())
+
+
 def test_the_stored_token_goes_to_no_other_service() -> None:
     config.write_credentials("http://127.0.0.1:5001", "fc_file")
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from farcall import config
-from farcall.auth import FixedToken, StoredToken
+from farcall.auth import FixedToken
 from farcall.errors import (
     Conflict,
     Forbidden,
@@ -21,6 +21,7 @@ from farcall.errors import (
     ServiceUnavailable,
     Unauthenticated,
 )
+from farcall.login import StoredLogin
 from farcall.transport import Transport
 
 
@@ -130,7 +131,7 @@ def test_an_answer_that_is_not_json_asks_whether_it_is_farcall(service: Any, tra
 
 def test_a_refused_stored_token_is_looked_up_again(service: Any) -> None:
     config.write_credentials(service.url, "fc_old")
-    credentials = StoredToken(config.load())
+    credentials = StoredLogin(config.load())
     config.write_credentials(service.url, "fc_token")
 
     answer = Transport(service.url, credentials).get("/v2/taskgroup/g")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 import uuid
@@ -20,6 +21,7 @@ from farcall_webservice import auth
 from farcall_webservice.app import create_app
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.database import Database
+from farcall_webservice.extensions import KEY, Services
 from farcall_webservice.ledger import Ledger, Outgoing
 from farcall_webservice.waiting import Waiting
 
@@ -142,6 +144,14 @@ class Service:
     def person(self, name: str) -> Person:
         user_id = auth.create_user(self.database, name)
         return Person(self.app, name, user_id, auth.create_token(self.database, name)[1])
+
+    @contextlib.contextmanager
+    def public_url(self, url: str) -> Iterator[None]:
+        """As if this address had been configured."""
+        kept: Services = self.app.extensions[KEY]
+        self.app.extensions[KEY] = replace(kept, config=replace(self.config, public_url=url))
+        yield
+        self.app.extensions[KEY] = kept
 
     def finish(self, *task_ids: str, value: str = "11\n3") -> None:
         """Play the agent and the collector: these tasks have ended with a value."""

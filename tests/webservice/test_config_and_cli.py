@@ -12,6 +12,7 @@ from farcall_webservice import auth
 from farcall_webservice.cli import app
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.database import Database
+from farcall_webservice.oauth import passwords
 
 
 @pytest.fixture
@@ -103,6 +104,44 @@ def test_a_token_is_revoked_by_the_id_that_the_list_shows(home: Path) -> None:
 
     assert "revoked" in run("token", "list").output
     assert "there is no token 'nonsense'" in run("token", "revoke", "nonsense", code=1).output
+
+
+def test_a_client_is_made_with_its_user_and_revoked_by_the_id_that_the_list_shows(home: Path) -> None:
+    printed = dict(line.split("=", 1) for line in run("client", "create", "robot").output.splitlines())
+    client_id, secret = printed["FARCALL_CLIENT_ID"], printed["FARCALL_CLIENT_SECRET"]
+
+    listed = run("client", "list").output
+    assert client_id in listed and "active" in listed and "robot" in listed and secret not in listed
+    assert "robot" in run("user", "list").output
+    run("client", "revoke", client_id)
+
+    assert "revoked" in run("client", "list").output
+    assert "there is no client 'nonsense'" in run("client", "revoke", "nonsense", code=1).output
+    wrong = run("client", "create", "robot", "--redirect-uri", "nonsense", code=1)
+    assert "cannot be a redirect URI" in wrong.output
+
+
+def test_a_password_is_read_from_a_pipe_or_asked_for_twice(home: Path) -> None:
+    run("user", "add", "ada")
+
+    piped = CliRunner().invoke(app, ["user", "password", "ada", "--stdin"], input="correct horse\n")
+    asked = CliRunner().invoke(app, ["user", "password", "ada"], input="battery staple\nbattery staple\n")
+    nobody = CliRunner().invoke(app, ["user", "password", "eve"], input="battery staple\nbattery staple\n")
+    short = CliRunner().invoke(app, ["user", "password", "ada", "--stdin"], input="short\n")
+
+    assert (piped.exit_code, asked.exit_code, nobody.exit_code, short.exit_code) == (0, 0, 1, 1)
+    assert "battery" not in asked.output
+    assert nobody.output == "error: there is no user 'eve'\n"
+    database = Database(ServiceConfig.from_environment().database_url)
+    assert passwords.log_in(database, "ada", "battery staple")
+    database.close()
+
+
+def test_a_user_is_logged_out_everywhere(home: Path) -> None:
+    run("user", "add", "ada")
+
+    assert "logged out everywhere" in run("user", "logout", "ada").output
+    assert "there is no user 'eve'" in run("user", "logout", "eve", code=1).output
 
 
 def test_groups_are_made_and_filled(home: Path) -> None:

@@ -329,7 +329,7 @@ def test_the_tasks_of_a_deleted_endpoint_fail_with_the_reason(ledger: Ledger) ->
     receipt = submit(ledger, 3)
     elsewhere = submit(ledger, endpoint_id=OTHER_ENDPOINT)
 
-    news = ledger.fail_tasks_of_endpoint(ENDPOINT, "the endpoint was deleted", code="EndpointDeleted")
+    news = ledger.fail_tasks_of_runner(ENDPOINT, "the endpoint was deleted", code="EndpointDeleted")
 
     assert news == {receipt.task_group_id}
     for row in ledger.tasks(receipt.tasks[FUNCTION]):

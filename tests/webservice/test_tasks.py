@@ -176,9 +176,10 @@ def test_a_task_that_slips_in_while_its_endpoint_is_deleted_fails_instead_of_wai
 ) -> None:
     checked = submission.check
 
-    def check_and_then_delete(*arguments: Any) -> None:
-        checked(*arguments)
+    def check_and_then_delete(*arguments: Any) -> Any:
+        endpoints = checked(*arguments)
         registration.delete(arguments[0], place.endpoint_id)
+        return endpoints
 
     monkeypatch.setattr(submission, "check", check_and_then_delete)
     (task_id,) = place.ids(place.submit())

@@ -38,7 +38,7 @@ def shared_functions_with(caller: Caller) -> ColumnElement[bool]:
 
 def usable_endpoints_of(caller: Caller) -> ColumnElement[bool]:
     """The rule for endpoints as a condition of a query."""
-    return or_(Endpoint.owner_id == caller.id, Endpoint.public.is_(True))
+    return and_(Endpoint.parent_id.is_(None), or_(Endpoint.owner_id == caller.id, Endpoint.public.is_(True)))
 
 
 def usable_function(connection: Connection, caller: Caller, function_id: str) -> Row[Any]:
@@ -76,7 +76,7 @@ def check_functions(connection: Connection, caller: Caller, function_ids: Iterab
 def usable_endpoint(connection: Connection, caller: Caller, endpoint_id: str) -> Row[Any]:
     """The endpoint's whole row."""
     row = connection.execute(_ENDPOINT, {"id": endpoint_id}).one_or_none()
-    if row is None:
+    if row is None or row.parent_id is not None:
         raise not_found("ENDPOINT_NOT_FOUND", f"Endpoint {endpoint_id} not found")
     if row.owner_id != caller.id and not row.public:
         raise forbidden(

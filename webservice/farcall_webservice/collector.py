@@ -14,16 +14,16 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 
 from kombu import Connection, Consumer, Message
-from sqlalchemy import bindparam, update
 
 from farcall import wire
 from farcall.errors import WireError
 from farcall_webservice import queues
+from farcall_webservice.children import Children
 from farcall_webservice.database import UNAVAILABLE, Database, cause_of
 from farcall_webservice.dispatch import Dispatcher
 from farcall_webservice.fields import uuid_text
 from farcall_webservice.ledger import Ledger
-from farcall_webservice.models import Endpoint
+from farcall_webservice.reports import Reports
 from farcall_webservice.waiting import Waiting
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,6 @@ BYTES_PER_ROUND = 32 * 1024 * 1024
 LINGER_S = 0.0005
 #: A message larger than this most likely holds many results.
 LONE_RESULT_BYTES = 2000
-#: A message younger than this may still be on its way; see Ledger.unaccounted.
-GRACE_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 
 
@@ -51,6 +49,8 @@ class Collector:
         self._ledger = ledger
         self._dispatcher = dispatcher
         self._waiting = waiting
+        children = Children(broker_url, database, ledger)
+        self._reports = Reports(database, ledger, dispatcher, children, self._tell)
         self._received: list[Message] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
@@ -152,7 +152,7 @@ class Collector:
             self._record_results(sender, some)
         for sender, said in reports.items():
             try:
-                self._note(sender, said)
+                self._reports.note(sender, said)
             except UNAVAILABLE:
                 raise
             except Exception:
@@ -183,46 +183,6 @@ class Collector:
     def _tell(self, task_group_ids: Collection[str]) -> None:
         self._waiting.wake(task_group_ids)
         self._dispatcher.forward(task_group_ids)
-
-    def _note(self, endpoint_id: str, reports: Sequence[wire.StatusReport]) -> None:
-        latest = reports[-1]
-        period = latest.global_state.get("heartbeat_period", 30)
-        with self._database.writing() as connection:
-            connection.execute(
-                _HEARD_FROM,
-                {
-                    "endpoint": endpoint_id,
-                    "now": time.time(),
-                    "period": float(period) if isinstance(period, int | float) else 30.0,
-                    "report": dict(latest.global_state),
-                },
-            )
-        for report in reports:
-            if report.task_statuses:
-                self._ledger.record_states(endpoint_id, report.task_statuses)
-        if latest.holds is not None:
-            self._reconcile(endpoint_id, latest.holds)
-
-    def _reconcile(self, endpoint_id: str, holds: Sequence[str]) -> None:
-        """Send again what the agent should have but neither it nor its queue has."""
-        unaccounted = self._ledger.unaccounted(endpoint_id, holds, grace_s=GRACE_S)
-        lost = list(unaccounted.taken)
-        if unaccounted.sent and self._dispatcher.queued_messages(endpoint_id) == 0:
-            lost += unaccounted.sent
-        if lost:
-            log.warning("sending %d tasks to endpoint %s again: it does not hold them", len(lost), endpoint_id)
-            self._dispatcher.send_again(self._ledger.resend(lost))
-
-
-_HEARD_FROM = (
-    update(Endpoint.__table__)  # type: ignore[arg-type]
-    .where(Endpoint.__table__.c.id == bindparam("endpoint"))
-    .values(
-        last_heartbeat_at=bindparam("now"),
-        heartbeat_period=bindparam("period"),
-        last_report=bindparam("report", type_=Endpoint.__table__.c.last_report.type),
-    )
-)
 
 
 def _drain(connection: Connection, timeout: float) -> bool:

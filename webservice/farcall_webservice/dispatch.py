@@ -9,20 +9,24 @@ died has left.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from kombu import Connection, Queue
+from kombu import Connection
 from sqlalchemy import select
 
 from farcall import wire
-from farcall_webservice import queues
+from farcall_webservice import foreign, queues
+from farcall_webservice.children import Children, Circumstances
 from farcall_webservice.database import UNAVAILABLE, Database, cause_of
 from farcall_webservice.forward import Forwarder
 from farcall_webservice.ledger import Ledger, Outgoing
 from farcall_webservice.models import Endpoint, Function
+from farcall_webservice.publisher import Publisher
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +46,19 @@ SWEEP_S = 15.0
 class Dispatcher:
     """Publishes tasks and commands. ``send`` and ``command`` may be called from any thread."""
 
-    def __init__(self, broker_url: str, database: Database, ledger: Ledger, *, alone: bool = True) -> None:
-        """``alone`` says that no other process dispatches: everything undispatched is for this one to send."""
+    def __init__(
+        self,
+        broker_url: str,
+        database: Database,
+        ledger: Ledger,
+        *,
+        alone: bool = True,
+        wake: Callable[[Collection[str]], None] = lambda _: None,
+    ) -> None:
+        """``alone`` says that no other process dispatches: everything undispatched is for this one to send.
+
+        ``wake`` is called with the groups that have news when the dispatcher has given tasks up.
+        """
         self._broker_url = broker_url
         self._ledger = ledger
         self._alone = alone
@@ -54,6 +69,10 @@ class Dispatcher:
         #: Published, and not yet noted as such in the ledger.
         self._unmarked: list[str] = []
         self._commands: list[tuple[str, wire.Command]] = []
+        self._children = Children(broker_url, database, ledger)
+        self._wake_groups = wake
+        #: User endpoints to be looked at, and when.
+        self._to_look_after: dict[str, float] = {}
         self._forwarder = Forwarder(database, ledger)
         self._has_group_queues = queues.speaks_amqp(broker_url)
         #: Groups that have results which may have to go to a queue.
@@ -94,6 +113,12 @@ class Dispatcher:
             with self._wake:
                 self._news.update(task_group_ids)
                 self._wake.notify()
+
+    def look_after(self, child_id: str, *, in_s: float = 0.0) -> None:
+        """See soon whether a user endpoint is there, and if it is not, start it and send again what it has lost."""
+        with self._wake:
+            self._to_look_after[child_id] = time.monotonic() + in_s
+            self._wake.notify()
 
     def command(self, endpoint_id: str, command: wire.Command) -> None:
         """Tell an agent something. A command is lost with the process; what it asks for is enforced elsewhere too."""
@@ -139,16 +164,17 @@ class Dispatcher:
 
     def _publish_until_stopped(self, connection: Connection) -> None:
         connection.ensure_connection(max_retries=1)
-        publisher = _Publisher(connection)
+        publisher = Publisher(connection)
         self._mark()
         if self._has_group_queues:
             self.forward(self._forwarder.behind())
         while True:
             with self._wake:
-                found = self._wake.wait_for(self._has_work, timeout=MARK_AFTER_S if self._unmarked else SWEEP_S)
+                found = self._wake.wait_for(self._has_work, timeout=self._longest_wait_s())
                 outgoing, self._outgoing = self._outgoing, []
                 commands, self._commands = self._commands, []
                 news, self._news = self._news, set()
+                children = self._take_due_children()
             for endpoint_id, command in commands:
                 publisher.publish(queues.commands_queue(endpoint_id).name, wire.encode(command))
             self._sweep_if_due()
@@ -157,6 +183,8 @@ class Dispatcher:
                 outgoing = self._take_backlog()
             if outgoing:
                 self._publish(publisher, outgoing)
+            for child_id in children:
+                self._publish_to_child(publisher, child_id, ())
             if news:
                 self._forward(publisher, news)
             if not found or self._stopping or len(self._unmarked) >= MARK_AT_MOST:
@@ -173,7 +201,24 @@ class Dispatcher:
                 self.forward(self._forwarder.behind())
 
     def _has_work(self) -> bool:
-        return bool(self._outgoing or self._commands or self._news or self._backlog or self._stopping)
+        return (
+            bool(self._outgoing or self._commands or self._news or self._backlog or self._stopping)
+            or self._next_child_due() <= time.monotonic()
+        )
+
+    def _longest_wait_s(self) -> float:
+        longest = MARK_AFTER_S if self._unmarked else SWEEP_S
+        return max(0.0, min(longest, self._next_child_due() - time.monotonic()))
+
+    def _next_child_due(self) -> float:
+        return min(self._to_look_after.values(), default=math.inf)
+
+    def _take_due_children(self) -> list[str]:
+        now = time.monotonic()
+        due = [child_id for child_id, at in self._to_look_after.items() if at <= now]
+        for child_id in due:
+            del self._to_look_after[child_id]
+        return due
 
     def _mark(self) -> None:
         """Note what was published. It need not be at once: what a crash leaves unnoted is sent twice, no more."""
@@ -193,51 +238,63 @@ class Dispatcher:
             self._backlog = bool(outgoing)
         return outgoing
 
-    def _forward(self, publisher: _Publisher, news: set[str]) -> None:
+    def _forward(self, publisher: Publisher, news: set[str]) -> None:
         behind = self._forwarder.behind(news)
         self.forward([each for each in behind if self._forwarder.forward(each, publisher.publish_results)])
 
-    def _publish(self, publisher: _Publisher, outgoing: Sequence[Outgoing]) -> None:
-        by_endpoint: dict[str, list[wire.BatchedTask]] = defaultdict(list)
+    def _publish(self, publisher: Publisher, outgoing: Sequence[Outgoing]) -> None:
+        by_runner: dict[str, list[wire.BatchedTask]] = defaultdict(list)
         for batch in outgoing:
-            by_endpoint[batch.endpoint_id].extend(batch.tasks)
-        for endpoint_id, tasks in by_endpoint.items():
+            by_runner[batch.runner_id].extend(batch.tasks)
+        for runner_id, tasks in by_runner.items():
             if not tasks:
                 continue
-            queue = queues.tasks_queue(endpoint_id).name
-            codes = self._catalogue.codes({task.function_id for task in tasks})
-            if self._catalogue.accepts_batches(endpoint_id):
-                for part in _parts(tasks, codes):
-                    functions = {task.function_id: codes[task.function_id] for task in part}
-                    publisher.publish(queue, wire.encode(wire.TaskBatch(functions, part)))
+            runner = self._catalogue.runner(runner_id)
+            if runner.takes_batches:
+                self._publish_batches(publisher, runner_id, tasks)
+            elif runner.is_child:
+                self._publish_to_child(publisher, runner_id, tasks)
             else:
-                for task in tasks:
-                    buffer = codes[task.function_id].code + task.payload
-                    headers = {"function_uuid": task.function_id, "task_uuid": task.task_id}
-                    publisher.publish(queue, wire.encode(wire.Task(task.task_id, buffer)), headers)
+                self._publish_each(publisher, runner_id, tasks)
         self._unmarked += [batch.submission_id for batch in outgoing]
 
+    def _publish_batches(self, publisher: Publisher, runner_id: str, tasks: Sequence[wire.BatchedTask]) -> None:
+        queue = queues.tasks_queue(runner_id).name
+        codes = self._catalogue.codes({task.function_id for task in tasks})
+        for part in _parts(tasks, codes):
+            functions = {task.function_id: codes[task.function_id] for task in part}
+            publisher.publish(queue, wire.encode(wire.TaskBatch(functions, part)))
 
-class _Publisher:
-    """Publishes to queues by name over one channel, each declared at its first use."""
+    def _publish_each(self, publisher: Publisher, runner_id: str, tasks: Sequence[wire.BatchedTask]) -> None:
+        queue = queues.tasks_queue(runner_id).name
+        codes = self._catalogue.codes({task.function_id for task in tasks})
+        for task in tasks:
+            publisher.publish(queue, *foreign.task_message(task, codes[task.function_id].code))
 
-    def __init__(self, connection: Connection) -> None:
-        self._producer = connection.Producer(serializer=None)
-        self._declared: set[str] = set()
+    def _publish_to_child(self, publisher: Publisher, child_id: str, tasks: Sequence[wire.BatchedTask]) -> None:
+        """Publish to a user endpoint, which is started if it is not there; without tasks, see to that alone."""
+        # What was published is on the queue that may now be cleared, so the ledger has to know that it was.
+        self._mark()
+        queue = queues.tasks_queue(child_id)
+        seen = Circumstances(publisher.consumers(queue), bool(tasks), publisher.is_settled)
+        start = self._children.start(child_id, seen)
+        if start is None:
+            self._publish_each(publisher, child_id, tasks)
+            return
+        publisher.clear(queue)
+        every = {task.task_id: task for task in (*start.tasks, *tasks)}
+        self._publish_each(publisher, child_id, list(every.values()))
+        publisher.publish_command(queues.commands_queue(start.parent_id), start.command, foreign.COMMAND_EXPIRES_S)
+        self._wake_groups(start.news)
+        self.forward(start.news)
 
-    def publish(self, queue: str, body: bytes, headers: dict[str, str] | None = None) -> None:
-        if queue not in self._declared:
-            Queue(queue, durable=True)(self._producer.channel).declare()
-            self._declared.add(queue)
-        self._producer.publish(body, exchange="", routing_key=queue, headers=headers, **queues.MESSAGE_PROPERTIES)
 
-    def publish_results(self, queue: Queue, messages: Sequence[tuple[bytes, int]]) -> None:
-        """Publish to a queue that the broker may have forgotten meanwhile."""
-        queue(self._producer.channel).declare()
-        for body, completed_at in messages:
-            self._producer.publish(
-                body, exchange="", routing_key=queue.name, timestamp=completed_at, **queues.MESSAGE_PROPERTIES
-            )
+@dataclass(frozen=True)
+class _Runner:
+    """Who runs tasks."""
+
+    takes_batches: bool
+    is_child: bool
 
 
 class _Catalogue:
@@ -266,11 +323,11 @@ class _Catalogue:
             self._codes.popitem(last=False)
         return found
 
-    def accepts_batches(self, endpoint_id: str) -> bool:
-        """Whether the endpoint's agent announced ``task_batch``. Asked each time: another agent may have taken over."""
+    def runner(self, runner_id: str) -> _Runner:
+        """How a runner wants its tasks. Asked each time: another agent may have taken over."""
         with self._database.reading() as connection:
-            details = connection.execute(select(Endpoint.details).where(Endpoint.id == endpoint_id)).scalar_one()
-        return wire.ACCEPTS_TASK_BATCH in (details.get("accepts") or ())
+            row = connection.execute(select(Endpoint.details, Endpoint.parent_id).where(Endpoint.id == runner_id)).one()
+        return _Runner(foreign.takes_batches(row.details), row.parent_id is not None)
 
 
 def _parts(

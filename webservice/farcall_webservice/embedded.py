@@ -73,7 +73,7 @@ def serve(config: ServiceConfig) -> None:
         _let_this_account_in(config, database, url)
 
         ledger = Ledger(database)
-        dispatcher = Dispatcher(config.broker_url, database, ledger)
+        dispatcher = Dispatcher(config.broker_url, database, ledger, wake=waiting.wake)
         collector = Collector(config.broker_url, database, ledger, dispatcher, waiting)
         app = create_app(config, database, ledger, dispatcher, waiting)
         for part in (dispatcher, collector):
@@ -189,8 +189,10 @@ def _is_accepted(database: Database, token: str) -> bool:
 
 def _token_in(path: Path) -> str | None:
     try:
-        token = json.loads(path.read_text())["token"]
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(path.read_text())
+        # A client's secret is no token: it is not accepted, and its login is therefore left alone.
+        token = kept.get("token") or kept.get("client_secret")
+    except (OSError, ValueError, AttributeError):
         return None
     return token if isinstance(token, str) else None
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from flask import g
-from sqlalchemy import Row, select
+from sqlalchemy import Row, and_, select
 
-from farcall_webservice import access, registration
+from farcall_webservice import access, foreign, registration
+from farcall_webservice.children import children_of
 from farcall_webservice.extensions import services
 from farcall_webservice.fields import iso
 from farcall_webservice.models import Endpoint
@@ -88,7 +90,7 @@ def register_endpoint_old(body: dict[str, Any]) -> dict[str, Any]:
 @blueprint.operation("GET", "/v2/endpoints", id="getEndpoints", query=EndpointsQuery, answer=EndpointSummary(many=True))
 def get_endpoints(query: dict[str, Any]) -> list[dict[str, Any]]:
     """Endpoints, by name"""
-    owned = Endpoint.owner_id == g.caller.id
+    owned = and_(Endpoint.owner_id == g.caller.id, Endpoint.parent_id.is_(None))
     wanted = owned if query["role"] == "owner" else access.usable_endpoints_of(g.caller)
     with services().database.reading() as connection:
         rows = connection.execute(
@@ -108,7 +110,7 @@ def get_endpoint(endpoint_id: str) -> dict[str, Any]:
     return {
         **_summary(row),
         **texts,
-        "multi_user": False,
+        "multi_user": bool(row.details.get("multi_user")),
         "public": row.public,
         # A configuration may hold what is nobody else's business, such as what it exports to its workers.
         "endpoint_config": row.details.get("endpoint_config") if row.owner_id == g.caller.id else None,
@@ -125,14 +127,23 @@ def get_endpoint_status(endpoint_id: str) -> dict[str, Any]:
     """Whether an endpoint is online, and its workers and tasks"""
     row = _usable(endpoint_id)
     own = services()
-    online = registration.is_online(row, own.config, time.time())
+    now = time.time()
+    online = registration.is_online(row, own.config, now)
     report: dict[str, Any] = row.last_report or {}
+    runners = [endpoint_id]
+    if foreign.is_core(row.details):
+        children = children_of(own.database, endpoint_id)
+        runners += [child.id for child in children]
+        report = {
+            **report,
+            **_together([child for child in children if registration.is_online(child, own.config, now)]),
+        }
     latest = {
         **report,
         "timestamp": iso(row.last_heartbeat_at or row.registered_at),
         "total_workers": report.get("total_workers", 0) if online else 0,
         # The ledger knows it now; the agent knew it at its last report.
-        "outstanding_tasks": own.ledger.count_unfinished(endpoint_id),
+        "outstanding_tasks": own.ledger.count_unfinished(*runners),
     }
     return {"status": "online" if online else "offline", "details": report, "logs": [latest]}
 
@@ -180,11 +191,22 @@ def _usable(endpoint_id: str) -> Row[Any]:
         return access.usable_endpoint(connection, g.caller, endpoint_id)
 
 
+def _together(children: Sequence[Row[Any]]) -> dict[str, int]:
+    """What the user endpoints of a core endpoint, which has no workers itself, say of theirs."""
+    reports = [child.last_report or {} for child in children]
+    return {name: sum(_number(report.get(name)) for report in reports) for name in _COUNTED}
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
 def _locked(endpoint_id: str) -> dict[str, Any]:
     until = registration.lock(g.caller, endpoint_id)
     return {"endpoint_id": endpoint_id, "lock_expiration_timestamp": iso(until)}
 
 
+_COUNTED = ("managers", "total_workers", "idle_workers", "pending_tasks", "outstanding_tasks")
 _SAID = (
     "description",
     "hostname",

@@ -43,10 +43,10 @@ class KeyReused(Exception):
 
 @dataclass(frozen=True)
 class Outgoing:
-    """Committed tasks of one submission, to be sent to their endpoint."""
+    """Committed tasks of one submission, to be sent to whoever runs them."""
 
     submission_id: str
-    endpoint_id: str
+    runner_id: str
     tasks: Sequence[BatchedTask]
 
 
@@ -68,7 +68,9 @@ class _Request:
 
     owner_id: str
     endpoint_id: str
+    runner_id: str
     payloads: Mapping[str, Sequence[str]]
+    new_group_id: str
     options: Mapping[str, Any]
     idempotency_key: str | None
     digest: str | None
@@ -112,6 +114,7 @@ class Ledger:
         *,
         owner_id: str,
         endpoint_id: str,
+        runner_id: str | None = None,
         payloads: Mapping[str, Sequence[str]],
         task_group_id: str | None = None,
         new_group_id: str | None = None,
@@ -121,11 +124,21 @@ class Ledger:
     ) -> Receipt:
         """Write a request's tasks; when this returns they are committed.
 
-        ``payloads`` maps a function id to packed arguments, one text a task. A ``task_group_id`` must be one of
+        ``payloads`` maps a function id to packed arguments, one text a task. ``runner_id`` is who runs them, if that is
+        not the endpoint itself. A ``task_group_id`` must be one of
         :meth:`task_group_owner`'s; without one a group is made, under ``new_group_id`` if that is given. Raises
         :class:`KeyReused`.
         """
-        request = _Request(owner_id, endpoint_id, payloads, options or {}, idempotency_key, digest)
+        request = _Request(
+            owner_id,
+            endpoint_id,
+            runner_id or endpoint_id,
+            payloads,
+            new_group_id or str(uuid.uuid4()),
+            options or {},
+            idempotency_key,
+            digest,
+        )
         try:
             return self._submit(request, task_group_id)
         except IntegrityError:
@@ -144,7 +157,7 @@ class Ledger:
                     return earlier
             submission_id = str(uuid.uuid4())
             if task_group_id is None:
-                task_group_id = new_group_id or str(uuid.uuid4())
+                task_group_id = request.new_group_id
                 connection.execute(
                     sql.ADD_GROUP,
                     {"id": task_group_id, "owner_id": owner_id, "created_at": now, "last_result_seq": 0},
@@ -169,6 +182,7 @@ class Ledger:
                 "submission_id": submission_id,
                 "task_group_id": task_group_id,
                 "endpoint_id": endpoint_id,
+                "runner_id": request.runner_id,
                 "state": TaskState.RECEIVED.value,
                 "history": _line(TaskState.RECEIVED, now),
                 "created_at": now,
@@ -185,7 +199,8 @@ class Ledger:
             if rows:
                 connection.execute(sql.ADD_TASKS, rows)
         tasks = [BatchedTask(row["id"], row["function_id"], row["payload"], options) for row in rows]
-        return Receipt(submission_id, task_group_id, endpoint_id, ids, [Outgoing(submission_id, endpoint_id, tasks)])
+        outgoing = [Outgoing(submission_id, request.runner_id, tasks)]
+        return Receipt(submission_id, task_group_id, endpoint_id, ids, outgoing)
 
     # -- dispatching --------------------------------------------------------------------------------------------------
 
@@ -221,14 +236,14 @@ class Ledger:
                     connection.execute(sql.LOCK_RECEIVED, {"ids": some})
                 connection.execute(sql.MARK_TASKS, {"ids": some, **values})
 
-    def unaccounted(self, endpoint_id: str, holds: Iterable[str], *, grace_s: float, limit: int = 5000) -> Unaccounted:
+    def unaccounted(self, runner_id: str, holds: Iterable[str], *, grace_s: float, limit: int = 5000) -> Unaccounted:
         """Compare what an agent holds with what the ledger believes it has.
 
         Tasks whose state changed in the last ``grace_s`` seconds are left out: their messages may be on their way.
         """
         held = set(holds)
         found = Unaccounted()
-        question = {"endpoint": endpoint_id, "before": time.time() - grace_s, "limit": limit}
+        question = {"runner": runner_id, "before": time.time() - grace_s, "limit": limit}
         with self._database.reading() as connection:
             for state in (TaskState.WAITING_FOR_EP, *sorted(REPORTABLE_STATES)):
                 into = found.sent if state == TaskState.WAITING_FOR_EP else found.taken
@@ -236,12 +251,22 @@ class Ledger:
                 into.extend(task_id for task_id in ids if task_id not in held)
         return found
 
-    def resend(self, task_ids: Sequence[str]) -> list[Outgoing]:
-        """Note that these tasks go out once more, and return them; those that have ended meanwhile are left out."""
+    def sent(self, runner_id: str) -> dict[str, int]:
+        """The tasks that a runner was sent and has not answered, and how often each was sent."""
+        sending = f"{TaskState.WAITING_FOR_EP} "
+        with self._database.reading() as connection:
+            rows = connection.execute(sql.SENT_TO_RUNNER, {"runner": runner_id})
+            return {row.id: row.history.count(sending) for row in rows}
+
+    def resend(self, task_ids: Sequence[str], *, as_lost: bool = True) -> list[Outgoing]:
+        """Return tasks that go out once more; those that have ended meanwhile are left out.
+
+        ``as_lost`` notes it in their history, so that what is lost again and again can be told.
+        """
         now = time.time()
         with self._database.writing() as connection:
             unfinished = [row.id for row in self._unfinished(connection, task_ids, None)]
-            for some in _in_parts(unfinished):
+            for some in _in_parts(unfinished if as_lost else ()):
                 connection.execute(
                     sql.SEND_AGAIN, {"ids": some, "now": now, "line": _line(TaskState.WAITING_FOR_EP, now)}
                 )
@@ -249,15 +274,15 @@ class Ledger:
 
     # -- collecting ---------------------------------------------------------------------------------------------------
 
-    def record_results(self, endpoint_id: str | None, results: Sequence[Result]) -> set[str]:
+    def record_results(self, runner_id: str | None, results: Sequence[Result]) -> set[str]:
         """Write how tasks ended; the first result of a task wins. Returns the groups that have news.
 
-        ``endpoint_id`` is who sent them: a result for another endpoint's task is refused, and logged. None = the
-        service itself.
+        ``runner_id`` is who sent them: a result of another one's task is refused, and logged. None = the service
+        itself.
         """
         first = {known: result for result in reversed(results) if (known := uuid_text(result.task_id)) is not None}
         with self._database.writing() as connection:
-            rows = self._unfinished(connection, first, endpoint_id)
+            rows = self._unfinished(connection, first, runner_id)
             if not rows:
                 return set()
             by_group: dict[str, list[str]] = defaultdict(list)
@@ -275,20 +300,20 @@ class Ledger:
             connection.execute(sql.END_TASK, updates)
         return set(by_group)
 
-    def _unfinished(self, connection: Connection, task_ids: Iterable[str], endpoint_id: str | None) -> list[Row[Any]]:
+    def _unfinished(self, connection: Connection, task_ids: Iterable[str], runner_id: str | None) -> list[Row[Any]]:
         """Those of these tasks that have not ended, locked until the end of the transaction."""
         query = sql.UNFINISHED if self._database.is_sqlite else sql.UNFINISHED_LOCKED
         rows: list[Row[Any]] = []
         for some in _in_parts(sorted(task_ids)):
             rows += connection.execute(query, {"ids": some})
-        if endpoint_id is None:
+        if runner_id is None:
             return rows
         for row in rows:
-            if row.endpoint_id != endpoint_id:
-                log.warning("endpoint %s sent a result of task %s, which is not its task", endpoint_id, row.id)
-        return [row for row in rows if row.endpoint_id == endpoint_id]
+            if row.runner_id != runner_id:
+                log.warning("endpoint %s sent a result of task %s, which is not its task", runner_id, row.id)
+        return [row for row in rows if row.runner_id == runner_id]
 
-    def record_states(self, endpoint_id: str, statuses: Mapping[str, Sequence[Transition]]) -> None:
+    def record_states(self, runner_id: str, statuses: Mapping[str, Sequence[Transition]]) -> None:
         """Write what an agent says of its tasks: the latest transition of each that has not ended."""
         now = time.time()
         updates = []
@@ -297,19 +322,19 @@ class Ledger:
             known = [t for t in transitions if t.state in REPORTABLE_STATES]
             if known and task_id is not None:
                 lines = "".join(_line(t.state, t.timestamp / 1e9) for t in known)
-                updates.append({"of": task_id, "at": endpoint_id, "to": known[-1].state, "lines": lines, "now": now})
+                updates.append({"of": task_id, "at": runner_id, "to": known[-1].state, "lines": lines, "now": now})
         if not updates:
             return
         with self._database.writing() as connection:
             connection.execute(sql.MOVE_TASK, updates)
 
-    def fail_tasks_of_endpoint(self, endpoint_id: str, reason: str, *, code: str) -> set[str]:
-        """End every unfinished task of an endpoint as failed. Returns the groups that have news."""
+    def fail_tasks_of_runner(self, runner_id: str, reason: str, *, code: str) -> set[str]:
+        """End every unfinished task of a runner as failed. Returns the groups that have news."""
         groups: set[str] = set()
         while True:
             with self._database.reading() as connection:
-                question = {"endpoint": endpoint_id, "limit": 1000}
-                ids = connection.execute(sql.UNFINISHED_OF_ENDPOINT, question).scalars()
+                question = {"runner": runner_id, "limit": 1000}
+                ids = connection.execute(sql.UNFINISHED_OF_RUNNER, question).scalars()
                 failures = [Result(task_id, reason, error_details=ErrorDetails(code, reason)) for task_id in ids]
             if not failures:
                 return groups
@@ -369,10 +394,10 @@ class Ledger:
         with self._database.reading() as connection:
             return list(connection.execute(query))
 
-    def count_unfinished(self, endpoint_id: str) -> int:
-        """How many tasks an endpoint has yet to end."""
+    def count_unfinished(self, *runner_ids: str) -> int:
+        """How many tasks these have yet to end, together."""
         with self._database.reading() as connection:
-            return int(connection.execute(sql.COUNT_UNFINISHED, {"endpoint": endpoint_id}).scalar_one())
+            return int(connection.execute(sql.COUNT_UNFINISHED, {"ids": runner_ids}).scalar_one())
 
 
 def _ended(result: Result, number: int, now: float) -> dict[str, Any]:
@@ -404,7 +429,7 @@ def _outgoing(connection: Connection, ids: Sequence[str], *, of_submissions: boo
     for some in _in_parts(ids):
         for row in connection.execute(query, {"ids": some}):
             tasks[row.submission_id].append(BatchedTask(row.id, row.function_id, row.payload, row.options or {}))
-            batches[row.submission_id] = Outgoing(row.submission_id, row.endpoint_id, tasks[row.submission_id])
+            batches[row.submission_id] = Outgoing(row.submission_id, row.runner_id, tasks[row.submission_id])
     return list(batches.values())
 
 

@@ -203,6 +203,15 @@ class Endpoint(Base):
     last_report: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     locked_until: Mapped[float | None] = mapped_column(Seconds)
     deleted_at: Mapped[float | None] = mapped_column(Seconds)
+    #: The host by which the agent reached the service, if that is how it should reach the broker too.
+    reached_as: Mapped[str | None] = mapped_column(String(255))
+    #: Of a user endpoint: the core endpoint that starts it. Nobody but the service knows such a row.
+    parent_id: Mapped[str | None] = mapped_column(Id, index=True)
+    user_endpoint_config: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    #: See `children`.
+    phase: Mapped[str | None] = mapped_column(String(10))
+    awaited_since: Mapped[float | None] = mapped_column(Seconds)
+    attempts: Mapped[int | None] = mapped_column(Integer)
 
 
 class TaskGroup(Base):
@@ -272,7 +281,10 @@ class Task(Base):
     owner_id: Mapped[str] = mapped_column(Id)
     submission_id: Mapped[str] = mapped_column(Id, index=True)
     task_group_id: Mapped[str] = mapped_column(Id)
+    #: Where it was submitted to.
     endpoint_id: Mapped[str] = mapped_column(Id)
+    #: Whose queue it is on and who may report of it: that endpoint, or a user endpoint of its.
+    runner_id: Mapped[str] = mapped_column(Id)
     function_id: Mapped[str] = mapped_column(Id)
     payload: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(String(20))
@@ -297,7 +309,7 @@ class Task(Base):
         Index("ix_tasks_owner", "owner_id", "seq"),
         Index(
             "ix_tasks_unfinished",
-            "endpoint_id",
+            "runner_id",
             "state",
             sqlite_where=text("completed_at IS NULL"),
             postgresql_where=text("completed_at IS NULL"),

@@ -71,6 +71,19 @@ def declare(broker_url: str, *queues: Queue) -> None:
             queue(channel).declare()
 
 
+def delete(broker_url: str, *queues: Queue) -> None:
+    """Remove queues and what is on them. Whoever consumes one is told by the broker that it has gone."""
+    with connect(broker_url) as connection, connection.channel() as channel:
+        for queue in queues:
+            queue(channel).delete()
+
+
+def consumers(broker_url: str, queue: Queue) -> int:
+    """How many consume a queue, which is declared for that."""
+    with connect(broker_url) as connection, connection.channel() as channel:
+        return int(queue(channel).queue_declare().consumer_count)
+
+
 def endpoint_id_of(routing_key: str) -> str:
     """Who sent a message: ``<endpoint id>.results`` or ``<endpoint id>.heartbeats``."""
     return routing_key.rpartition(".")[0]

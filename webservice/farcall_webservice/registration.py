@@ -9,13 +9,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flask import request
+from kombu import Queue
 from kombu.exceptions import OperationalError
 from sqlalchemy import Row, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from farcall.wire import Command
-from farcall_webservice import access, queues
+from farcall_webservice import access, foreign, queues
 from farcall_webservice.auth import Caller
+from farcall_webservice.children import children_of
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.errors import ApiError, forbidden, not_found
 from farcall_webservice.extensions import Services, services
@@ -24,6 +26,7 @@ from farcall_webservice.models import Endpoint
 
 log = logging.getLogger(__name__)
 
+_BY_ID = select(Endpoint).where(Endpoint.id == bindparam("id"))
 _DELETED_AT = select(Endpoint.deleted_at).where(Endpoint.id == bindparam("id"))
 
 
@@ -39,6 +42,12 @@ def register(caller: Caller, endpoint_id: str | None, body: dict[str, Any]) -> d
     own = services()
     url = broker_url_for_caller(own.config)
     registered_id = endpoint_id or str(uuid.uuid4())
+    details = _details(own.config, body)
+    with own.database.reading() as connection:
+        known = connection.execute(_BY_ID, {"id": registered_id}).one_or_none()
+    if known is not None:
+        # Before its queues are made, of which an agent that was stopped from elsewhere must find none.
+        _check_may_register(known, caller, details, own.config, time.time())
     _declare_queues(own.config, registered_id)
     try:
         _write(own, caller, registered_id, body)
@@ -55,13 +64,13 @@ def _write(own: Services, caller: Caller, registered_id: str, body: dict[str, An
         "display_name": body["display_name"],
         "public": bool(body["public"]),
         "allowed_functions": body["allowed_functions"],
-        "details": body["metadata"] or {},
+        "details": _details(own.config, body),
+        "reached_as": _reached_as(own.config),
         "registered_at": now,
         "deleted_at": None,
     }
     with own.database.writing() as connection:
-        query = select(Endpoint).where(Endpoint.id == registered_id)
-        known = connection.execute(query.with_for_update()).one_or_none()
+        known = connection.execute(_BY_ID.with_for_update(), {"id": registered_id}).one_or_none()
         if known is None:
             connection.execute(
                 insert(Endpoint), {"id": registered_id, "owner_id": caller.id, "created_at": now, **values}
@@ -76,9 +85,9 @@ def lock(caller: Caller, endpoint_id: str) -> float:
     own = services()
     until = time.time() + own.config.lock_s
     with own.database.writing() as connection:
-        access.owned_endpoint(connection, caller, endpoint_id)
+        endpoint = access.owned_endpoint(connection, caller, endpoint_id)
         connection.execute(update(Endpoint).where(Endpoint.id == endpoint_id).values(locked_until=until))
-    own.dispatcher.command(endpoint_id, Command("stop", "The endpoint was stopped from elsewhere."))
+    _stop_agent(own, endpoint, "The endpoint was stopped from elsewhere.")
     return until
 
 
@@ -86,17 +95,27 @@ def delete(caller: Caller, endpoint_id: str) -> None:
     """Forget an endpoint: its agent is told to stop, its unfinished tasks fail."""
     own = services()
     with own.database.writing() as connection:
-        access.owned_endpoint(connection, caller, endpoint_id)
+        endpoint = access.owned_endpoint(connection, caller, endpoint_id)
         connection.execute(update(Endpoint).where(Endpoint.id == endpoint_id).values(deleted_at=time.time()))
-    own.dispatcher.command(endpoint_id, Command("stop", "The endpoint was deleted."))
-    fail_tasks_of_deleted(own, endpoint_id)
-    _delete_tasks_queue(own.config, endpoint_id)
+    _stop_agent(own, endpoint, "The endpoint was deleted.")
+    for runner_id in (endpoint_id, *(child.id for child in children_of(own.database, endpoint_id))):
+        fail_tasks_of_deleted(own, endpoint_id, runner_id)
+        # What is on it will not be run. Our agent's commands stay: it has yet to read that it is to stop.
+        _delete_queue(own.config, queues.tasks_queue(runner_id))
 
 
-def fail_tasks_of_deleted(own: Services, endpoint_id: str) -> None:
-    """End what a deleted endpoint will not run, and wake whoever waits for it."""
+def _stop_agent(own: Services, endpoint: Row[Any], reason: str) -> None:
+    if foreign.is_core(endpoint.details):
+        # It knows no command for this. But it ends when the queue of its commands has gone, and with it its children.
+        _delete_queue(own.config, queues.commands_queue(endpoint.id))
+    else:
+        own.dispatcher.command(endpoint.id, Command("stop", reason))
+
+
+def fail_tasks_of_deleted(own: Services, endpoint_id: str, runner_id: str) -> None:
+    """End what a runner of a deleted endpoint will not run, and wake whoever waits for it."""
     reason = f"Endpoint {endpoint_id} was deleted before it had run this task: submit it to another endpoint"
-    own.tell(own.ledger.fail_tasks_of_endpoint(endpoint_id, reason, code="EndpointDeleted"))
+    own.tell(own.ledger.fail_tasks_of_runner(runner_id, reason, code="EndpointDeleted"))
 
 
 def is_deleted(own: Services, endpoint_id: str) -> bool:
@@ -108,7 +127,7 @@ def is_deleted(own: Services, endpoint_id: str) -> bool:
 def _check_may_register(
     known: Row[Any], caller: Caller, details: dict[str, Any], config: ServiceConfig, now: float
 ) -> None:
-    if known.owner_id != caller.id:
+    if known.owner_id != caller.id or known.parent_id is not None:
         raise forbidden("ENDPOINT_ALREADY_REGISTERED", f"Endpoint {known.id} belongs to somebody else")
     if known.deleted_at is not None:
         raise not_found("ENDPOINT_NOT_FOUND", f"Endpoint {known.id} was deleted: configure a new one")
@@ -120,6 +139,13 @@ def _check_may_register(
             {"Retry-After": str(int(known.locked_until - now) + 1)},
         )
     instance = known.details.get("instance")
+    if not foreign.takes_batches(details) and _is_consumed(known.id, config):
+        raise ApiError(
+            409,
+            "RESOURCE_CONFLICT",
+            f"Endpoint {known.id} is already running on {known.details.get('hostname') or 'another machine'}: stop it "
+            "there first, or configure another endpoint here",
+        )
     if instance != details.get("instance") and _is_taken(known, config, now):
         raise ApiError(
             409,
@@ -136,11 +162,39 @@ def _is_taken(known: Row[Any], config: ServiceConfig, now: float) -> bool:
     return is_online(known, config, now) or has_just_registered
 
 
+def _is_consumed(endpoint_id: str, config: ServiceConfig) -> bool:
+    """Whether somebody is connected to the broker as this endpoint: for a foreign one, the best sign that it runs."""
+    assert config.broker_url is not None
+    try:
+        each = (queues.commands_queue(endpoint_id), queues.tasks_queue(endpoint_id))
+        return any(queues.consumers(config.broker_url, queue) for queue in each)
+    except (OperationalError, OSError) as error:
+        raise _broker_unavailable() from error
+
+
+def _details(config: ServiceConfig, body: dict[str, Any]) -> dict[str, Any]:
+    details = dict(body["metadata"] or {})
+    if body.get("multi_user"):
+        details["multi_user"] = True
+    assert config.broker_url is not None
+    if foreign.is_core(details) and not queues.speaks_amqp(config.broker_url):
+        raise ApiError(
+            409,
+            "AMQP_NOT_AVAILABLE",
+            "A Globus Compute endpoint talks with RabbitMQ, and this service's broker is another one: start the "
+            "service with --broker-url amqp://..., or use farcall-endpoint",
+        )
+    return details
+
+
+def _reached_as(config: ServiceConfig) -> str | None:
+    return urlsplit(config.public_url or f"//{request.host}").hostname
+
+
 def broker_url_for_caller(config: ServiceConfig) -> str:
     """The broker's URL for whoever asks: they reach the broker as they reached us."""
     assert config.broker_url is not None
-    asked = urlsplit(config.public_url or f"//{request.host}").hostname
-    return queues.reachable_url(config.broker_url, asked)
+    return queues.reachable_url(config.broker_url, _reached_as(config))
 
 
 def _declare_queues(config: ServiceConfig, endpoint_id: str) -> None:
@@ -149,19 +203,21 @@ def _declare_queues(config: ServiceConfig, endpoint_id: str) -> None:
     try:
         queues.declare(config.broker_url, *wanted)
     except (OperationalError, OSError) as error:
-        raise ApiError(
-            503,
-            "BROKER_UNAVAILABLE",
-            "The service cannot reach its broker now, so the endpoint cannot be registered: try again",
-            {"Retry-After": "2"},
-        ) from error
+        raise _broker_unavailable() from error
 
 
-def _delete_tasks_queue(config: ServiceConfig, endpoint_id: str) -> None:
-    """What is on it will not be run. The commands queue stays: the agent has yet to read that it is to stop."""
+def _broker_unavailable() -> ApiError:
+    return ApiError(
+        503,
+        "BROKER_UNAVAILABLE",
+        "The service cannot reach its broker now, so the endpoint cannot be registered: try again",
+        {"Retry-After": "2"},
+    )
+
+
+def _delete_queue(config: ServiceConfig, queue: Queue) -> None:
     assert config.broker_url is not None
     try:
-        with queues.connect(config.broker_url) as connection, connection.channel() as channel:
-            queues.tasks_queue(endpoint_id)(channel).delete()
+        queues.delete(config.broker_url, queue)
     except (OperationalError, OSError) as error:
-        log.warning("the queue of the deleted endpoint %s is still there: %s", endpoint_id, error)
+        log.warning("the queue %s, which is not used any more, is still there: %s", queue.name, error)

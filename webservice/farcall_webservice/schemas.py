@@ -163,6 +163,11 @@ class EndpointRegistration(RequestSchema):
         ),
     )
     public = Flag(load_default=False, allow_none=True, metadata=_said("Everybody may submit to it.", default=False))
+    multi_user = Flag(
+        load_default=False,
+        allow_none=True,
+        metadata=_said("It runs each user's tasks under an account of theirs (Globus Compute).", default=False),
+    )
     allowed_functions = fields.List(
         Id(), load_default=nothing, allow_none=True, metadata=_said("Only these may run; left out: any.")
     )
@@ -274,6 +279,7 @@ class SubmitAnswer(Schema):
         required=True,
         metadata=_said("Function id -> task ids, in the order of the request."),
     )
+    ha_warning = fields.String(metadata=_said("Only where there is something to warn of."))
 
 
 class OldSubmission(RequestSchema):

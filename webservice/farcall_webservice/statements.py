@@ -93,7 +93,7 @@ LOCK_RECEIVED = select(task.id).where(*_RECEIVED).order_by(task.id).with_for_upd
 SEND_AGAIN = update(TASKS).where(task.id.in_(_IDS), _UNFINISHED).values(**_ON_QUEUE)
 
 _OUTGOING = (
-    select(task.id, task.function_id, task.payload, task.submission_id, task.endpoint_id, submission.options)
+    select(task.id, task.function_id, task.payload, task.submission_id, task.runner_id, submission.options)
     .join(SUBMISSIONS, submission.id == task.submission_id)
     .where(_UNFINISHED)
     .order_by(task.seq)
@@ -104,7 +104,7 @@ OUTGOING_BY_SUBMISSION = _OUTGOING.where(task.submission_id.in_(_IDS))
 UNCHANGED_SINCE = (
     select(task.id)
     .where(
-        task.endpoint_id == bindparam("endpoint"),
+        task.runner_id == bindparam("runner"),
         task.state == bindparam("state"),
         _UNFINISHED,
         task.changed_at < bindparam("before"),
@@ -114,7 +114,7 @@ UNCHANGED_SINCE = (
 
 # -- collecting -------------------------------------------------------------------------------------------------------
 
-UNFINISHED = select(task.id, task.task_group_id, task.endpoint_id).where(task.id.in_(_IDS), _UNFINISHED)
+UNFINISHED = select(task.id, task.task_group_id, task.runner_id).where(task.id.in_(_IDS), _UNFINISHED)
 #: Like LOCK_RECEIVED.
 UNFINISHED_LOCKED = UNFINISHED.order_by(task.id).with_for_update()
 
@@ -146,16 +146,16 @@ MOVE_TASK = (
     update(TASKS)
     .where(
         task.id == bindparam("of"),
-        task.endpoint_id == bindparam("at"),
+        task.runner_id == bindparam("at"),
         _UNFINISHED,
         task.state != bindparam("to"),
     )
     .values(state=bindparam("to"), changed_at=bindparam("now"), history=task.history + bindparam("lines"))
 )
-UNFINISHED_OF_ENDPOINT = (
-    select(task.id).where(task.endpoint_id == bindparam("endpoint"), _UNFINISHED).limit(bindparam("limit"))
-)
-COUNT_UNFINISHED = select(func.count()).where(task.endpoint_id == bindparam("endpoint"), _UNFINISHED)
+_OF_RUNNER = (task.runner_id == bindparam("runner"), _UNFINISHED)
+UNFINISHED_OF_RUNNER = select(task.id).where(*_OF_RUNNER).limit(bindparam("limit"))
+SENT_TO_RUNNER = select(task.id, task.history).where(*_OF_RUNNER, task.state != TaskState.RECEIVED.value)
+COUNT_UNFINISHED = select(func.count()).where(task.runner_id.in_(_IDS), _UNFINISHED)
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 

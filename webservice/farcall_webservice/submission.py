@@ -5,16 +5,28 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from farcall_webservice import access, registration
+from sqlalchemy import Row
+
+from farcall_webservice import access, foreign, registration
 from farcall_webservice.auth import Caller
+from farcall_webservice.children import adopt
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.errors import ApiError
 from farcall_webservice.extensions import services
 from farcall_webservice.ledger import KeyReused, Receipt
 
 Payloads = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What became of a request, and what its sender should be warned of."""
+
+    receipt: Receipt
+    warning: str | None
 
 
 def submit(
@@ -24,53 +36,70 @@ def submit(
     *,
     task_group_id: str | None,
     options: dict[str, Any] | None = None,
+    user_endpoint_config: dict[str, Any] | None = None,
     idempotency_key: str | None = None,
     raw_body: bytes = b"",
     create_queue: bool = False,
-) -> Receipt:
+) -> Submitted:
     """Write tasks to the ledger and hand them to the dispatcher.
 
     With ``create_queue`` their group's results go to a queue of the broker too, if it is one that clients can use.
     """
-    check(caller, {endpoint_id: payloads}, task_group_id)
+    endpoint = check(caller, {endpoint_id: payloads}, task_group_id)[endpoint_id]
     new_group_id = str(uuid.uuid4())
     result_queues = services().result_queues
     if create_queue and result_queues.are_available:
         # Before anything is written: who is told that it failed will send it again.
         result_queues.open(caller.id, task_group_id or new_group_id)
-    return _write(
+    receipt = _write(
         caller,
-        endpoint_id,
+        endpoint,
         payloads,
+        user_endpoint_config=user_endpoint_config,
         task_group_id=task_group_id,
         new_group_id=new_group_id,
         options=options,
         idempotency_key=idempotency_key,
         digest=_digest(endpoint_id, raw_body) if idempotency_key is not None else None,
     )
+    return Submitted(receipt, _warning(endpoint, user_endpoint_config))
 
 
 def submit_to_many(caller: Caller, by_endpoint: Mapping[str, Payloads], task_group_id: str | None) -> list[Receipt]:
     """Like :func:`submit` for several endpoints, in one group. Nothing is written unless all may be."""
-    check(caller, by_endpoint, task_group_id)
+    endpoints = check(caller, by_endpoint, task_group_id)
     receipts: list[Receipt] = []
     for endpoint_id, payloads in by_endpoint.items():
-        receipt = _write(caller, endpoint_id, payloads, task_group_id=task_group_id)
+        receipt = _write(caller, endpoints[endpoint_id], payloads, task_group_id=task_group_id)
         task_group_id = receipt.task_group_id
         receipts.append(receipt)
     return receipts
 
 
-def check(caller: Caller, by_endpoint: Mapping[str, Payloads], task_group_id: str | None) -> None:
-    """Raise :class:`ApiError` unless all of this may be submitted. Each function and endpoint is looked up once."""
+def check(caller: Caller, by_endpoint: Mapping[str, Payloads], task_group_id: str | None) -> dict[str, Row[Any]]:
+    """The endpoints' rows. Raises :class:`ApiError` unless all of this may be submitted.
+
+    Each function and endpoint is looked up once.
+    """
     own = services()
+    endpoints: dict[str, Row[Any]] = {}
     _check_limits(by_endpoint, own.config)
     with own.database.reading() as connection:
         for endpoint_id, payloads in by_endpoint.items():
-            endpoint = access.usable_endpoint(connection, caller, endpoint_id)
-            access.check_functions(connection, caller, payloads, endpoint)
+            endpoints[endpoint_id] = access.usable_endpoint(connection, caller, endpoint_id)
+            access.check_functions(connection, caller, payloads, endpoints[endpoint_id])
     if task_group_id is not None:
         access.check_task_group(own.ledger, caller, task_group_id)
+    return endpoints
+
+
+def _warning(endpoint: Row[Any], user_endpoint_config: dict[str, Any] | None) -> str | None:
+    if not user_endpoint_config or foreign.is_core(endpoint.details):
+        return None
+    return (
+        f"user_endpoint_config was not used: endpoint {endpoint.id} has one configuration, its own, "
+        "and makes no others from a template"
+    )
 
 
 def _check_limits(by_endpoint: Mapping[str, Payloads], config: ServiceConfig) -> None:
@@ -111,9 +140,10 @@ def _check_size(text: str, function_id: str, config: ServiceConfig) -> None:
 
 def _write(
     caller: Caller,
-    endpoint_id: str,
+    endpoint: Row[Any],
     payloads: Payloads,
     *,
+    user_endpoint_config: dict[str, Any] | None = None,
     task_group_id: str | None,
     new_group_id: str | None = None,
     options: dict[str, Any] | None = None,
@@ -121,10 +151,14 @@ def _write(
     digest: str | None = None,
 ) -> Receipt:
     own = services()
+    endpoint_id, runner_id = endpoint.id, None
+    if foreign.is_core(endpoint.details):
+        runner_id = adopt(own.database, endpoint, caller.id, user_endpoint_config)
     try:
         receipt = own.ledger.submit(
             owner_id=caller.id,
             endpoint_id=endpoint_id,
+            runner_id=runner_id,
             payloads=payloads,
             task_group_id=task_group_id,
             new_group_id=new_group_id,
@@ -141,7 +175,7 @@ def _write(
     own.dispatcher.send(receipt.outgoing)
     # A deletion may have come between the check and the commit; its sweep has missed these tasks then.
     if registration.is_deleted(own, endpoint_id):
-        registration.fail_tasks_of_deleted(own, endpoint_id)
+        registration.fail_tasks_of_deleted(own, endpoint_id, runner_id or endpoint_id)
     return receipt
 
 

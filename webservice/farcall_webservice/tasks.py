@@ -77,24 +77,27 @@ _TASK = {
 )
 def submit_tasks(body: dict[str, Any], headers: dict[str, Any], endpoint_id: str) -> Response:
     """Submit tasks to an endpoint; they wait for it if it is offline"""
-    receipt = submission.submit(
+    submitted = submission.submit(
         g.caller,
         endpoint_id,
         body["tasks"],
         task_group_id=body["task_group_id"],
         options={name: body[name] for name in OPTIONS if body[name]},
+        user_endpoint_config=body["user_endpoint_config"],
         idempotency_key=headers["idempotency_key"],
         raw_body=request.get_data(),
         create_queue=bool(body["create_queue"]),
     )
-    return answer(
-        {
-            "request_id": receipt.request_id,
-            "task_group_id": receipt.task_group_id,
-            "endpoint_id": receipt.endpoint_id,
-            "tasks": receipt.tasks,
-        }
-    )
+    receipt = submitted.receipt
+    document = {
+        "request_id": receipt.request_id,
+        "task_group_id": receipt.task_group_id,
+        "endpoint_id": receipt.endpoint_id,
+        "tasks": receipt.tasks,
+    }
+    if submitted.warning is not None:
+        document["ha_warning"] = submitted.warning
+    return answer(document)
 
 
 @blueprint.operation(

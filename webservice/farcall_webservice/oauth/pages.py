@@ -102,7 +102,7 @@ def log_in() -> Response:
     if not name or not secret:
         return _login_page(grant, name, "Both fields are needed: your name, and your password or a token.", 400)
     try:
-        user_id = passwords.log_in(services().database, name, secret.strip())
+        user_id = passwords.log_in(services().database, name, secret)
     except passwords.TooManyFailures as error:
         wait_s = math.ceil(error.wait_s)
         log.warning("login as %r through client %s: too many failures, %d s to wait", name, grant.client.id, wait_s)

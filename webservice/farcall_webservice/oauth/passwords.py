@@ -61,7 +61,7 @@ def log_in(database: Database, user_name: str, secret: str) -> str | None:
     if user_id is not None and _is_token_of(database, user_id, secret):
         return user_id
     subject = _subject(user_name)
-    wait_s = _count_attempt(database, subject, time.time())
+    wait_s = _count_attempt(database, subject)
     if wait_s > 0:
         raise TooManyFailures(wait_s)
     with database.reading() as connection:
@@ -82,7 +82,7 @@ def wait_after(failures: int) -> float:
 
 
 def _is_token_of(database: Database, user_id: str, secret: str) -> bool:
-    if not secret.startswith(auth.TOKEN_PREFIX):
+    if not secret.strip().startswith(auth.TOKEN_PREFIX):
         return False
     try:
         return auth.check(database, f"Bearer {secret}").id == user_id
@@ -90,23 +90,26 @@ def _is_token_of(database: Database, user_id: str, secret: str) -> bool:
         return False
 
 
-def _count_attempt(database: Database, subject: str, now: float) -> float:
+def _count_attempt(database: Database, subject: str) -> float:
     """Seconds to wait before the next attempt; 0 = this one may go ahead, and counts as failed until it succeeds."""
     try:
-        return _try_to_count(database, subject, now)
+        return _try_to_count(database, subject)
     except IntegrityError:
         # Another process made the row at the same moment.
-        return _try_to_count(database, subject, now)
+        return _try_to_count(database, subject)
 
 
-def _try_to_count(database: Database, subject: str, now: float) -> float:
+def _try_to_count(database: Database, subject: str) -> float:
     of_subject = LoginFailure.subject == subject
     with database.writing() as connection:
         row = connection.execute(select(LoginFailure).where(of_subject).with_for_update()).one_or_none()
+        # Now, and not before the wait for the row.
+        now = time.time()
         if row is not None and row.blocked_until > now:
             return float(row.blocked_until - now)
         failures = 1 if row is None or row.last_at < now - FORGOTTEN_AFTER_S else row.failures + 1
-        values = {"failures": failures, "last_at": now, "blocked_until": now + wait_after(failures)}
+        wait_s = wait_after(failures)
+        values = {"failures": failures, "last_at": now, "blocked_until": wait_s and now + wait_s}
         if row is None:
             connection.execute(insert(LoginFailure), {"subject": subject, **values})
         else:

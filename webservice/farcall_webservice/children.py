@@ -1,0 +1,248 @@
+"""The user endpoints of core endpoints: which there are, whether they run, and what to do when one does not.
+
+All of it is in the database, so that any process can act. A child is in one of three phases::
+
+    down  --- tasks for it, its parent online: queue cleared, tasks sent, start command -->  awaited
+    awaited  --- its first heartbeat -->  up
+    awaited  --- no heartbeat for AWAITED_S: the same once more, MOST_ATTEMPTS times, then its tasks fail -->  awaited
+    awaited  --- its parent reports that it cannot be started: its tasks fail -->  down
+    up  --- it says goodbye -->  down
+    up  --- nobody consumes its queue, though it should: what it has not answered is sent again -->  awaited
+
+A child acknowledges a task when it has taken it, so one that dies takes tasks with it. What it has is known to nobody:
+so when it is gone, its queue is emptied and every task that it has not answered is sent once. A child counts as gone
+only when the broker knows no consumer of its queue, for as long as it is connected it may be about to answer.
+
+Nothing is polled. Children are looked at when tasks are published to them, when they say goodbye, and with each
+heartbeat of their parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, Table, bindparam, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from farcall.wire import BatchedTask, ErrorDetails, Result
+from farcall_webservice import foreign, queues
+from farcall_webservice.database import Database
+from farcall_webservice.ledger import Ledger
+from farcall_webservice.models import Endpoint, User
+
+log = logging.getLogger(__name__)
+
+#: A child that has sent no heartbeat for so long after its start command is started again, but not more often than so.
+AWAITED_S = 60.0
+MOST_ATTEMPTS = 5
+#: A task that was sent so often, and lost each time with the child that took it, is not sent again.
+MOST_SENDS = 3
+#: A child without a connection may be about to make a new one; when its heartbeat is so late, it is not.
+LATE_S = 5.0
+#: A parent is online while its last heartbeat is younger than this many of its periods.
+MISSED_HEARTBEATS = 3.0
+
+START_FAILED, DID_NOT_START, LOST = "USER_ENDPOINT_START_FAILED", "USER_ENDPOINT_DID_NOT_START", "USER_ENDPOINT_LOST"
+
+assert isinstance(Endpoint.__table__, Table) and isinstance(User.__table__, Table)
+_ENDPOINTS, _USERS = Endpoint.__table__, User.__table__
+_PARENTS = _ENDPOINTS.alias("parents")
+
+
+class Phase(enum.StrEnum):
+    """Where a child is; see the module."""
+
+    DOWN = "down"
+    AWAITED = "awaited"
+    UP = "up"
+
+
+@dataclass(frozen=True)
+class Start:
+    """A start that is to be carried out, in this order: clear the queue, publish the tasks, publish the command."""
+
+    parent_id: str
+    tasks: Sequence[BatchedTask]
+    command: bytes
+    #: Groups with tasks that have failed, as they are not worth another try.
+    news: Collection[str]
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What the dispatcher sees when it looks at a child."""
+
+    #: How many consume its queue: one or none.
+    consumers: int
+    #: Whether tasks are about to be published to it.
+    publishing: bool
+    #: Whether the broker has been there for long enough that those who lost it have found it again.
+    settled: bool
+
+
+def adopt(database: Database, parent: Row[Any], user_id: str, config: Mapping[str, Any] | None) -> str:
+    """The id of the child that runs this user's tasks with this configuration; made if it is new."""
+    child_id = foreign.child_id(parent.id, user_id, config or {})
+    with database.reading() as connection:
+        if connection.execute(select(_ENDPOINTS.c.id).where(_ENDPOINTS.c.id == child_id)).one_or_none() is not None:
+            return child_id
+    now = time.time()
+    row = {
+        "id": child_id,
+        "owner_id": user_id,
+        "name": parent.name,
+        "public": False,
+        "details": {},
+        "created_at": now,
+        "registered_at": now,
+        "parent_id": parent.id,
+        "user_endpoint_config": dict(config or {}),
+        "phase": Phase.DOWN.value,
+        "attempts": 0,
+    }
+    # Another request may have been quicker.
+    with contextlib.suppress(IntegrityError), database.writing() as connection:
+        connection.execute(insert(_ENDPOINTS), row)
+    return child_id
+
+
+def children_of(database: Database, parent_id: str) -> list[Row[Any]]:
+    """The whole rows of an endpoint's children."""
+    with database.reading() as connection:
+        return list(connection.execute(_CHILDREN, {"parent": parent_id}))
+
+
+def is_to_be_started(child: Row[Any], seen: Circumstances, now: float) -> bool:
+    """Whether a child that has tasks must be started, for it is not there and can be."""
+    if seen.consumers or not _parent_takes_commands(child, now):
+        return False
+    if child.phase == Phase.DOWN:
+        return True
+    if child.phase == Phase.AWAITED:
+        is_overdue = now - child.awaited_since >= AWAITED_S
+        return is_overdue and not seen.publishing and child.attempts < MOST_ATTEMPTS
+    is_late = now - (child.last_heartbeat_at or 0) > (child.heartbeat_period or 0) + LATE_S
+    return is_late or (seen.publishing and seen.settled)
+
+
+def _parent_takes_commands(child: Row[Any], now: float) -> bool:
+    if child.parent_deleted_at is not None or (child.parent_locked_until or 0) > now:
+        return False
+    period = child.parent_heartbeat_period or 0
+    return bool(child.parent_last_heartbeat_at) and now - child.parent_last_heartbeat_at < MISSED_HEARTBEATS * period
+
+
+class Children:
+    """The children of all core endpoints, over one database."""
+
+    def __init__(self, broker_url: str, database: Database, ledger: Ledger) -> None:
+        self._broker_url = broker_url
+        self._database = database
+        self._ledger = ledger
+
+    def with_unfinished_tasks(self, parent_id: str) -> list[str]:
+        """The ids of an endpoint's children that have tasks to answer."""
+        return [child.id for child in children_of(self._database, parent_id) if self._ledger.count_unfinished(child.id)]
+
+    def start(self, child_id: str, seen: Circumstances) -> Start | None:
+        """If the child has to be started: take that on, and return what is to be published for it."""
+        now = time.time()
+        with self._database.reading() as connection:
+            child = connection.execute(_CHILD_AND_PARENT, {"child": child_id}).one_or_none()
+        if child is None or not is_to_be_started(child, seen, now):
+            return None
+        sent = self._ledger.sent(child_id)
+        if not (sent or seen.publishing) or not self._take_on(child, now):
+            return None
+        # When its parent was stopped or died, no task of the child's is to blame.
+        were_lost = child.phase != Phase.AWAITED and child.parent_registered_at < (child.last_heartbeat_at or 0)
+        hopeless = [task_id for task_id, times in sent.items() if were_lost and times >= MOST_SENDS]
+        news = self._fail_lost(hopeless) if hopeless else set()
+        again = self._ledger.resend(list(sent.keys() - hopeless), as_lost=were_lost)
+        log.info("starting user endpoint %s of endpoint %s; %d tasks were lost", child_id, child.parent_id, len(sent))
+        url = queues.reachable_url(self._broker_url, child.parent_reached_as)
+        user = foreign.Identity(child.owner_id, child.owner_name)
+        command = foreign.start_command(child.parent_id, child_id, user, child.user_endpoint_config or {}, url)
+        return Start(child.parent_id, [task for batch in again for task in batch.tasks], command, news)
+
+    def _fail_lost(self, task_ids: Sequence[str]) -> set[str]:
+        reason = (
+            f"This task was sent {MOST_SENDS} times to a user endpoint that ended before it had answered. "
+            "It may be what ends it, so it is not sent again"
+        )
+        failures = [Result(task_id, reason, error_details=ErrorDetails(LOST, reason)) for task_id in task_ids]
+        return self._ledger.record_results(None, failures)
+
+    def _take_on(self, child: Row[Any], now: float) -> bool:
+        """Go to AWAITED, unless another process has seen the same and was quicker."""
+        attempts = child.attempts + 1 if child.phase == Phase.AWAITED else 1
+        where = {"child": child.id, "was": child.phase, "since": child.awaited_since}
+        query = _AWAIT_AGAIN if child.awaited_since is not None else _AWAIT_FIRST
+        with self._database.writing() as connection:
+            result = connection.execute(query, {**where, "now": now, "made": attempts})
+        return result.rowcount == 1
+
+    def heard(self, child_id: str, *, goodbye: bool) -> None:
+        """Note that a child has sent a heartbeat, or its last one."""
+        phase = Phase.DOWN if goodbye else Phase.UP
+        with self._database.writing() as connection:
+            connection.execute(_PHASE, {"child": child_id, "to": phase.value})
+
+    def start_failed(self, child_id: str, text: str) -> set[str]:
+        """Its parent could not start a child: what waits for it fails. Returns the groups that have news."""
+        with self._database.writing() as connection:
+            connection.execute(_PHASE, {"child": child_id, "to": Phase.DOWN.value})
+        reason = f"The endpoint could not start a user endpoint for this task: {text}"
+        return self._ledger.fail_tasks_of_runner(child_id, reason, code=START_FAILED)
+
+    def give_up(self, child_id: str) -> set[str]:
+        """Fail the tasks of a child that was started often enough and never came. Returns the groups that have news."""
+        with self._database.reading() as connection:
+            child = connection.execute(_CHILD_AND_PARENT, {"child": child_id}).one()
+        is_overdue = child.phase == Phase.AWAITED and time.time() - child.awaited_since >= AWAITED_S
+        if not is_overdue or child.attempts < MOST_ATTEMPTS:
+            return set()
+        with self._database.writing() as connection:
+            connection.execute(_PHASE, {"child": child_id, "to": Phase.DOWN.value})
+        reason = (
+            f"The endpoint was told {child.attempts} times to start a user endpoint for this task, which sent no "
+            f"heartbeat: look into ~/.globus_compute/uep.{child.parent_id}.{child_id}/endpoint.log there"
+        )
+        return self._ledger.fail_tasks_of_runner(child_id, reason, code=DID_NOT_START)
+
+
+_CHILDREN = select(_ENDPOINTS).where(_ENDPOINTS.c.parent_id == bindparam("parent"))
+_CHILD_AND_PARENT = (
+    select(
+        _ENDPOINTS,
+        _USERS.c.name.label("owner_name"),
+        *(
+            _PARENTS.c[name].label(f"parent_{name}")
+            for name in (
+                "registered_at",
+                "last_heartbeat_at",
+                "heartbeat_period",
+                "locked_until",
+                "deleted_at",
+                "reached_as",
+            )
+        ),
+    )
+    .join(_PARENTS, _PARENTS.c.id == _ENDPOINTS.c.parent_id)
+    .join(_USERS, _USERS.c.id == _ENDPOINTS.c.owner_id)
+    .where(_ENDPOINTS.c.id == bindparam("child"))
+)
+_PHASE = update(_ENDPOINTS).where(_ENDPOINTS.c.id == bindparam("child")).values(phase=bindparam("to"))
+_AWAIT = (
+    update(_ENDPOINTS)
+    .where(_ENDPOINTS.c.id == bindparam("child"), _ENDPOINTS.c.phase == bindparam("was"))
+    .values(phase=Phase.AWAITED.value, awaited_since=bindparam("now"), attempts=bindparam("made"))
+)
+_AWAIT_AGAIN = _AWAIT.where(_ENDPOINTS.c.awaited_since == bindparam("since"))
+_AWAIT_FIRST = _AWAIT.where(_ENDPOINTS.c.awaited_since.is_(None))

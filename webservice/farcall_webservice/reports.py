@@ -1,0 +1,143 @@
+"""What endpoints say of themselves with each heartbeat, and what follows from it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from sqlalchemy import Row, Table, bindparam, select, update
+
+from farcall import wire
+from farcall_webservice import foreign
+from farcall_webservice.children import Children
+from farcall_webservice.database import Database
+from farcall_webservice.dispatch import Dispatcher
+from farcall_webservice.ledger import Ledger
+from farcall_webservice.models import Endpoint
+
+log = logging.getLogger(__name__)
+
+#: A message younger than this may still be on its way; see Ledger.unaccounted.
+GRACE_S = 10.0
+#: A user endpoint that says goodbye may take so long until it is gone.
+GOODBYE_S = 1.5
+#: Of an agent that does not say.
+USUAL_PERIOD_S = 30.0
+
+assert isinstance(Endpoint.__table__, Table)
+_ENDPOINTS = Endpoint.__table__
+_SENDER = select(_ENDPOINTS).where(_ENDPOINTS.c.id == bindparam("endpoint"))
+_HEARD_FROM = (
+    update(_ENDPOINTS)
+    .where(_ENDPOINTS.c.id == bindparam("endpoint"))
+    .values(
+        last_heartbeat_at=bindparam("now"),
+        heartbeat_period=bindparam("period"),
+        last_report=bindparam("report", type_=_ENDPOINTS.c.last_report.type),
+    )
+)
+
+
+class Reports:
+    """Notes reports. ``tell`` is called with the groups that have news."""
+
+    def __init__(
+        self,
+        database: Database,
+        ledger: Ledger,
+        dispatcher: Dispatcher,
+        children: Children,
+        tell: Callable[[Collection[str]], None],
+    ) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._dispatcher = dispatcher
+        self._children = children
+        self._tell = tell
+
+    def note(self, endpoint_id: str, reports: Sequence[wire.StatusReport]) -> None:
+        """Note an endpoint's reports, which came in this order."""
+        with self._database.reading() as connection:
+            sender = connection.execute(_SENDER, {"endpoint": endpoint_id}).one_or_none()
+        if sender is None:
+            log.warning("a report came from endpoint %s, which nobody has registered", endpoint_id)
+            return
+        failures = [report for report in reports if foreign.start_error(report) is not None]
+        for report in failures:
+            self._note_failure(sender, report)
+        heartbeats = [report for report in reports if foreign.start_error(report) is None]
+        if heartbeats:
+            self._note_heartbeats(sender, heartbeats)
+
+    def _note_failure(self, sender: Row[Any], report: wire.StatusReport) -> None:
+        text = foreign.start_error(report) or ""
+        log.warning("endpoint %s reports a failure: %s", sender.id, text)
+        # What is reported in the parent's name says the same with less, and nothing of the parent itself.
+        if sender.parent_id is not None:
+            self._tell(self._children.start_failed(sender.id, text))
+
+    def _note_heartbeats(self, sender: Row[Any], reports: Sequence[wire.StatusReport]) -> None:
+        latest = reports[-1]
+        period = latest.global_state.get("heartbeat_period", USUAL_PERIOD_S)
+        if not isinstance(period, int | float):
+            period = USUAL_PERIOD_S
+        said = {
+            "endpoint": sender.id,
+            "now": time.time(),
+            "period": 0.0 if foreign.says_goodbye(latest) else float(period),
+            "report": dict(latest.global_state),
+        }
+        with self._database.writing() as connection:
+            connection.execute(_HEARD_FROM, said)
+        for report in reports:
+            if report.task_statuses:
+                self._ledger.record_states(sender.id, report.task_statuses)
+        if latest.holds is not None:
+            self._reconcile(sender.id, latest.holds)
+        elif sender.parent_id is not None:
+            self._note_child(sender, latest)
+        elif foreign.is_core(sender.details):
+            if not foreign.says_goodbye(latest):
+                self._look_after_children(sender.id)
+        else:
+            self._reconcile_idle(sender, latest)
+
+    def _note_child(self, child: Row[Any], latest: wire.StatusReport) -> None:
+        goodbye = foreign.says_goodbye(latest)
+        self._children.heard(child.id, goodbye=goodbye)
+        if goodbye:
+            self._dispatcher.look_after(child.id, in_s=GOODBYE_S)
+        else:
+            self._reconcile_idle(child, latest)
+
+    def _look_after_children(self, parent_id: str) -> None:
+        for child_id in self._children.with_unfinished_tasks(parent_id):
+            self._tell(self._children.give_up(child_id))
+            self._dispatcher.look_after(child_id)
+
+    def _reconcile(self, endpoint_id: str, holds: Sequence[str]) -> None:
+        """Send again what the agent should have but neither it nor its queue has."""
+        unaccounted = self._ledger.unaccounted(endpoint_id, holds, grace_s=GRACE_S)
+        lost = list(unaccounted.taken)
+        if unaccounted.sent and self._dispatcher.queued_messages(endpoint_id) == 0:
+            lost += unaccounted.sent
+        self._send_again(endpoint_id, lost)
+
+    def _reconcile_idle(self, runner: Row[Any], latest: wire.StatusReport) -> None:
+        """The same for an endpoint that does not say what it holds, but has now said twice that it has nothing to do.
+
+        A task that it was sent before it said so the first time, and whose result has not come since, is lost.
+        """
+        if not (foreign.is_idle(runner.last_report) and foreign.is_idle(latest.global_state)):
+            return
+        grace_s = time.time() - runner.last_heartbeat_at + GRACE_S
+        lost = self._ledger.unaccounted(runner.id, (), grace_s=grace_s)
+        if lost.sent and self._dispatcher.queued_messages(runner.id) == 0:
+            self._send_again(runner.id, lost.sent)
+
+    def _send_again(self, endpoint_id: str, task_ids: Sequence[str]) -> None:
+        if task_ids:
+            log.warning("sending %d tasks to endpoint %s again: it does not hold them", len(task_ids), endpoint_id)
+            self._dispatcher.send_again(self._ledger.resend(task_ids))
