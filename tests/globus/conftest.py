@@ -103,7 +103,8 @@ def service(isle: Island, broker: PrivateRabbitMQ) -> Iterator[Service]:
 @pytest.fixture(scope="session")
 def as_client(service: Service) -> dict[str, str]:
     """The environment of a user of Globus Compute: what they change, and nothing else."""
-    client_id, secret = service.command("client", "create", "owner").split()[-2:]
+    lines = service.command("client", "create", "owner").split()
+    client_id, secret = (line.partition("=")[2] for line in lines)
     return {**GLOBUS, "GLOBUS_COMPUTE_CLIENT_ID": client_id, "GLOBUS_COMPUTE_CLIENT_SECRET": secret}
 
 
