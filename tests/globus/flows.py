@@ -179,7 +179,8 @@ def a_shell_function_returns_what_the_command_wrote(client, endpoint_id):
         as_dictionary = executor.submit(ShellFunction("echo hi", return_dict=True))
 
         result = greeting.result(TIMEOUT_S)
-        assert (result.returncode, result.stdout.strip(), result.stderr.strip()) == (0, "Hello World", "oops")
+        # Where a worker of theirs has no sandbox, it says so there too.
+        assert (result.returncode, result.stdout.strip(), result.stderr.splitlines()[0]) == (0, "Hello World", "oops")
         assert result.cmd == "echo Hello World; echo oops >&2"
         assert failing.result(TIMEOUT_S).returncode == 3
         assert slow.result(TIMEOUT_S).returncode == 124
