@@ -148,7 +148,7 @@ class TheirEndpoint:
 
     def start(self, *options: str) -> None:
         self.command("start", self.name, "--detach", *options)
-        wait_until(lambda: (self.directory / "endpoint.json").exists(), f"{self.name} has registered")
+        wait_until((self.directory / "endpoint.json").exists, f"{self.name} has registered")
         self.id = json.loads((self.directory / "endpoint.json").read_text())["endpoint_id"]
 
     def children(self) -> list[Path]:
