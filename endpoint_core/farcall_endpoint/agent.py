@@ -18,12 +18,11 @@ from types import FrameType
 from farcall.errors import Conflict, Forbidden, NotFound, ServiceError, ServiceUnavailable
 from farcall.wire import Command, FunctionCode, TaskBatch
 
-from . import status
+from . import admission, status
 from .calls import Setting
 from .config import EndpointConfig
 from .directories import read_endpoint_id, write_endpoint_id
 from .engine import Engine
-from .failures import failure
 from .journal import Journal, Unfinished
 from .mailbox import Inbox, Outbox
 from .plugins import build_provider
@@ -113,6 +112,7 @@ class Agent:
                 task_timeout_s=self._config.task_timeout_s,
             ),
             max_retries=self._config.max_retries,
+            nodes_per_block=self._config.engine.nodes_per_block,
             on_results=self._take_results,
             on_lost=self._count_lost,
         )
@@ -265,12 +265,11 @@ class Agent:
         self._run(batch.functions, [Unfinished(task) for task in new])
 
     def _run(self, functions: Mapping[str, FunctionCode], tasks: Sequence[Unfinished]) -> None:
-        allowed = self._config.allowed_functions
-        if allowed is not None:
-            refused = [each.task for each in tasks if each.task.function_id not in allowed]
-            if refused:
-                self._take_results([_refusal(task.task_id, task.function_id) for task in refused])
-            tasks = [each for each in tasks if each.task.function_id in allowed]
+        refusals = [admission.refusal(self._config, each.task) for each in tasks]
+        refused = [result for result in refusals if result is not None]
+        if refused:
+            self._take_results(refused)
+            tasks = [each for each, result in zip(tasks, refusals, strict=True) if result is None]
         self._engine.add(functions, tasks)
         self._pace()
 
@@ -331,7 +330,3 @@ class Agent:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.stop(signal.Signals(number).name)
-
-
-def _refusal(task_id: str, function_id: str) -> tuple[str, str]:
-    return failure(task_id, "FUNCTION_NOT_ALLOWED", f"Function {function_id} is not allowed to run on this endpoint")

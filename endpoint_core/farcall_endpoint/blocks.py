@@ -55,7 +55,8 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
         self.init_blocks = config.init_blocks
         self.min_blocks = config.min_blocks
         self.max_blocks = config.max_blocks
-        self.nodes_per_block = config.nodes_per_block
+        # Of what Parsl counts as nodes: those with a manager of their own.
+        self.nodes_per_block = config.managers_per_block
         self.parallelism = config.parallelism
         self.script_dir = str(run_dir)
         self.resources: dict[object, Any] = {}
@@ -89,7 +90,7 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
                 # Parsl's name ends in the block's number.
                 name=f"farcall.{self._name}.{job_name.rpartition('-')[2]}",
                 run_dir=self._run_dir,
-                nodes=self.nodes_per_block,
+                nodes=self._config.nodes_per_block,
                 walltime_s=self._config.walltime_s,
                 worker_init=self._config.worker_init,
             )

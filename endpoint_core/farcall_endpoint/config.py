@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .mpi import LAUNCHERS
 from .provider import setting
 from .reading import Place
 
@@ -96,6 +97,12 @@ def _launcher(raw: Any) -> str:
     raise ValueError(f"expected the name of a launcher, such as SrunLauncher, got {raw!r}")
 
 
+def _mpi_launcher(raw: Any) -> str:
+    if raw in LAUNCHERS:
+        return str(raw)
+    raise ValueError(f"expected one of {', '.join(LAUNCHERS)}, got {raw!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
     """How tasks are run, and how many blocks there are to run them."""
@@ -122,6 +129,18 @@ class EngineConfig:
         section="engine",
         parse=_cpu_affinity,
         help="Pin workers to cores: none, block, block-reverse, alternating or list:0,1:2,3.",
+    )
+    mpi_launcher: str | None = setting(
+        None,
+        section="engine",
+        parse=_mpi_launcher,
+        help="With type GlobusMPIEngine: what starts the ranks, mpiexec, srun or aprun; left out, mpiexec.",
+    )
+    max_workers_per_block: int | None = setting(
+        None,
+        section="engine",
+        minimum=1,
+        help="With type GlobusMPIEngine: MPI tasks that run in a block at a time; left out, one a node.",
     )
     prefetch_capacity: int = setting(
         0, section="engine", minimum=0, help="Calls a node may hold beyond those its workers are running."
@@ -188,6 +207,16 @@ class EngineConfig:
     launcher: str | None = setting(
         None, section="provider", parse=_launcher, help="What starts the workers on every node of a block."
     )
+
+    @property
+    def managers_per_block(self) -> int:
+        """Where MPI tasks run, one on the block's first node looks after all of them."""
+        return 1 if self.mpi_launcher else self.nodes_per_block
+
+    @property
+    def workers_per_manager(self) -> int | None:
+        """At most; None for as many as there is room for."""
+        return self.max_workers_per_block or self.nodes_per_block if self.mpi_launcher else self.max_workers_per_node
 
 
 @dataclasses.dataclass(frozen=True)

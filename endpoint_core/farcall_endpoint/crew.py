@@ -29,11 +29,17 @@ from parsl.executors.high_throughput.errors import WorkerLost
 from parsl.multiprocessing import SpawnContext
 from parsl.serialize import serialize
 
+from .nodes import Nodes
+
 #: What a worker says when it is up; nothing is sent to it before.
 HELLO = b""
 
 #: How long a worker that waits for work may take to read it before it counts as stuck. The others wait meanwhile.
 MOST_SENDING_S = 10
+
+
+class NotEnoughNodes(Exception):
+    """A task asks for more nodes than its block has."""
 
 
 class WorkerEnd:
@@ -81,8 +87,9 @@ class _Worker:
 class Crew:
     """Hands tasks to whoever is idle. To Parsl's manager it looks like the task scheduler and queues that it wants."""
 
-    def __init__(self, start: Callable[[int, WorkerEnd], SpawnProcess]) -> None:
+    def __init__(self, start: Callable[[int, WorkerEnd], SpawnProcess], nodes: Nodes | None = None) -> None:
         self._start = start
+        self._nodes = nodes or Nodes([])
         self._lock = threading.Lock()
         self._waiting: deque[dict[str, Any]] = deque()
         self._idle: deque[_Worker] = deque()
@@ -130,6 +137,10 @@ class Crew:
 
     def put_task(self, task: dict[str, Any]) -> None:
         with self._lock:
+            if self._nodes.wanted(task) > self._nodes.count:
+                self._reports.append(_failure(task, _too_few(self._nodes, task)))
+                self.put(None)
+                return
             self._waiting.append(task)
             self._hand_out()
 
@@ -162,6 +173,8 @@ class Crew:
             if not worker.pipe.closed and worker.pipe.poll():
                 package = worker.pipe.recv_bytes()
                 with self._lock:
+                    if worker.task is not None:
+                        self._nodes.take_back(worker.task)
                     worker.task = None
                     worker.proven = True
                     self._idle.append(worker)
@@ -191,15 +204,23 @@ class Crew:
             # Perhaps no worker can ever start here: then what waits must not wait for ever.
             worker.task = self._waiting.popleft()
         if worker.task is not None:
-            self._reports.append(_loss(worker))
+            self._nodes.take_back(worker.task)
+            self._reports.append(_failure(worker.task, WorkerLost(worker.number, platform.node())))
+        # The nodes that it had may be what others wait for.
+        self._hand_out()
         return True
 
     def _hand_out(self) -> None:
         while self._waiting and self._idle:
-            worker = self._idle.popleft()
+            worker = self._idle[0]
             if not worker.process.is_alive():
                 # Its end is about to be noticed. Until then its pipe may be held by what its tasks left behind.
+                self._idle.popleft()
                 continue
+            if not self._nodes.lend(self._waiting[0]):
+                # Who came first is first: small tasks that went ahead could keep a large one waiting for ever.
+                return
+            self._idle.popleft()
             worker.task = self._waiting.popleft()
             try:
                 worker.pipe.send_bytes(pickle.dumps(worker.task))
@@ -213,11 +234,14 @@ def _limit_sending(pipe: Connection) -> None:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", MOST_SENDING_S, 0))
 
 
-def _loss(worker: _Worker) -> bytes:
-    """What Parsl's manager says of a task whose worker has died."""
-    assert worker.task is not None
+def _too_few(nodes: Nodes, task: dict[str, Any]) -> Exception:
+    return NotEnoughNodes(f"the task asks for {nodes.wanted(task)} nodes, and this block came with {nodes.count}")
+
+
+def _failure(task: dict[str, Any], error: Exception) -> bytes:
+    """What Parsl's manager says of a task that no worker will answer."""
     try:
-        raise WorkerLost(worker.number, platform.node())
-    except WorkerLost:
+        raise error
+    except Exception:
         exception = serialize(RemoteExceptionWrapper(*sys.exc_info()))
-    return pickle.dumps({"type": "result", "task_id": worker.task["task_id"], "exception": exception})
+    return pickle.dumps({"type": "result", "task_id": task["task_id"], "exception": exception})

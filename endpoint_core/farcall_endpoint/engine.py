@@ -25,11 +25,12 @@ from .calls import Outcome, Setting, read_outcome, write_call
 from .failures import failure, lost_for_good
 from .htex import Executor
 from .journal import Unfinished
+from .mpi import completed, specification_of
 
 log = logging.getLogger(__name__)
 
 #: What Parsl's workers call with the bytes we hand over.
-TASK_EXECUTOR = {"task_executor": {"f": "farcall_endpoint.worker.run_batch"}}
+TASK_EXECUTOR: dict[str, Any] = {"task_executor": {"f": "farcall_endpoint.worker.run_batch"}}
 
 #: Calls per worker that Parsl has at a time: one that runs and one that is ready to follow.
 CALLS_PER_WORKER = 2
@@ -46,7 +47,7 @@ class Held:
     task: BatchedTask
     #: How many workers it has lost while it was alone in its call: only then was it to blame.
     attempts: int = 0
-    #: It was in a call that was lost, so it is no longer put together with others.
+    #: It was in a call that was lost, or wants nodes of its own, so it is not put together with others.
     alone: bool = False
     since: float = field(default_factory=time.monotonic)
     #: What was last said of it.
@@ -84,11 +85,13 @@ class Engine:
         setting: Setting,
         *,
         max_retries: int,
+        nodes_per_block: int = 1,
         on_results: Callable[[Sequence[tuple[str, str]]], None],
         on_lost: Callable[[Sequence[str]], None],
     ) -> None:
         self._setting = setting
         self._max_retries = max_retries
+        self._nodes_per_block = nodes_per_block
         self._on_results = on_results
         self._on_lost = on_lost
         #: Set by the supervisor: somebody should look whether a block is needed.
@@ -112,9 +115,10 @@ class Engine:
         with self._changing():
             self._learn(functions)
             for unfinished in tasks:
-                held = Held(
-                    unfinished.task, unfinished.attempts, alone=self._max_retries == 0 or unfinished.attempts > 0
+                alone = (
+                    self._max_retries == 0 or unfinished.attempts > 0 or bool(specification_of(unfinished.task.options))
                 )
+                held = Held(unfinished.task, unfinished.attempts, alone=alone)
                 self._queue(held.task.function_id).append(held)
                 self._count(held, 1)
             self._hand_over()
@@ -264,9 +268,16 @@ class Engine:
 
     def _call(self, executor: Executor, call: Call) -> None:
         buffer = write_call(self._setting, {call.function_id: call.code}, [held.task for held in call.tasks])
-        future = executor.submit_payload(TASK_EXECUTOR, buffer)
+        future = executor.submit_payload(self._context(call), buffer)
         self._calls[future] = call
         self._unfollowed.append(future)
+
+    def _context(self, call: Call) -> dict[str, Any]:
+        wanted = specification_of(call.tasks[0].task.options)
+        if not wanted:
+            return TASK_EXECUTOR
+        # What asks for nodes is alone in its call, and was checked when it came.
+        return {**TASK_EXECUTOR, "resource_spec": completed(wanted, most_nodes=self._nodes_per_block)}
 
     # -- what comes back ----------------------------------------------------------------------------------------------
 

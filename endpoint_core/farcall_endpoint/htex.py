@@ -19,6 +19,7 @@ from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 
 from .blocks import Blocks, Breaker
 from .config import EngineConfig
+from .mpi import LAUNCHERS
 from .quietlogs import QuietLogs
 
 log = logging.getLogger(__name__)
@@ -48,15 +49,17 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
         self, config: EngineConfig, blocks: Blocks, breaker: Breaker, *, address: str | None, run_dir: Path
     ) -> None:
         accelerators = config.available_accelerators
+        mpi = config.mpi_launcher is not None
         super().__init__(
             label="htex",
             provider=blocks,
             # Without an address Parsl asks a site on the internet what ours is.
             address=address or "127.0.0.1",
             worker_port_range=config.worker_port_range,
-            cores_per_worker=config.cores_per_worker,
+            # MPI tasks run beside their worker, which only waits for them.
+            cores_per_worker=1e-9 if mpi else config.cores_per_worker,
             mem_per_worker=config.mem_per_worker,
-            max_workers_per_node=config.max_workers_per_node,
+            max_workers_per_node=config.workers_per_manager,
             cpu_affinity=config.cpu_affinity,
             available_accelerators=accelerators if isinstance(accelerators, int) else list(accelerators),
             prefetch_capacity=config.prefetch_capacity,
@@ -71,6 +74,8 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
         if address is None:
             self.address = None
             self.all_addresses = _own_addresses()
+        self.enable_mpi_mode = mpi
+        self.mpi_launcher = config.mpi_launcher or LAUNCHERS[0]
         self.blocks = blocks
         self.breaker = breaker
         self.demand: Callable[[], int] = lambda: 0

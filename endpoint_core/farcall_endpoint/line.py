@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -20,6 +21,9 @@ FAILURES_BEFORE_ASKING = 5
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 
+#: A connection that lived for so long was a good one: what ended it is not what ended the one before.
+_GOOD_AFTER_S = 1.0
+
 #: Over AMQP. A broker that is there but does not answer is one that is not there.
 HEARTBEAT_S = 30
 
@@ -35,6 +39,7 @@ _REDIS_OPTIONS = {
 #: Trying again would not help; the service may have another account for us, or make the queues anew.
 _REFUSALS = (amqp.AccessRefused, amqp.NotAllowed, redis.AuthenticationError)
 _ABSENCES = (amqp.NotFound, amqp.ConsumerCancelled)
+_NO_ROUTE = 312
 
 
 class Line(threading.Thread, ABC):
@@ -61,6 +66,7 @@ class Line(threading.Thread, ABC):
         failures = 0
         while not self._stopping.is_set():
             connection = _connection(self.url())
+            began = time.monotonic()
             try:
                 connection.connect()
                 self.work(connection)
@@ -68,7 +74,7 @@ class Line(threading.Thread, ABC):
             # A broken broker, or a Kombu transport with a bug in its reconnection, must not end the agent.
             except Exception as error:
                 was_up = self.connected.is_set()
-                failures = 1 if was_up else failures + 1
+                failures = 1 if was_up and time.monotonic() - began > _GOOD_AFTER_S else failures + 1
                 self.connected.clear()
                 self._tell(error, failures, connection, was_up=was_up)
             finally:
@@ -82,7 +88,7 @@ class Line(threading.Thread, ABC):
         self.trouble = f"the broker at {connection.as_uri()} {_what_it_does(error, was_up)}"
         self.trouble += f": {type(error).__name__}: {error}"
         log.warning("%s: %s; trying again", self.name, self.trouble, exc_info=None if known else error)
-        if isinstance(error, (*_REFUSALS, *_ABSENCES)) or failures % FAILURES_BEFORE_ASKING == 0:
+        if isinstance(error, _REFUSALS) or _is_absence(error) or failures % FAILURES_BEFORE_ASKING == 0:
             self._on_unreachable()
 
 
@@ -98,9 +104,14 @@ def drain(connection: Connection, *, timeout: float) -> None:
 def _what_it_does(error: Exception, was_up: bool) -> str:
     if isinstance(error, _REFUSALS):
         return "refuses us (are its account and password those that the service hands out?)"
-    if isinstance(error, _ABSENCES):
+    if _is_absence(error):
         return "does not have a queue that should be there"
     return "was lost" if was_up else "does not answer"
+
+
+def _is_absence(error: Exception) -> bool:
+    # A message that is on no queue comes back, as an error of no class of its own.
+    return isinstance(error, _ABSENCES) or (isinstance(error, amqp.ChannelError) and error.reply_code == _NO_ROUTE)
 
 
 def _connection(url: str) -> Connection:

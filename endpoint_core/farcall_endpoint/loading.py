@@ -15,6 +15,7 @@ import yaml
 from farcall.errors import ConfigurationError
 
 from .config import Config, EndpointConfig, EngineConfig, ProviderSection
+from .mpi import LAUNCHERS
 from .reading import Place, key_of, mapping_at, read_fields, refuse_unknown_keys
 
 
@@ -52,6 +53,7 @@ _Lines: TypeAlias = dict[tuple[str, ...], int]
 
 #: The one engine, and what Globus Compute calls it.
 _ENGINE_TYPES = ("htex", "GlobusComputeEngine", "HighThroughputEngine")
+_MPI_ENGINE_TYPES = ("mpi", "GlobusMPIEngine")
 #: Globus Compute's names of the providers that have one of ours; ``LocalProvider`` is ``local`` and so on.
 _PROVIDER_SYNONYMS = MappingProxyType(
     {"LocalProvider": "local", "SlurmProvider": "slurm", "PBSProProvider": "pbs", "KubernetesProvider": "k8s"}
@@ -96,7 +98,12 @@ def _read_document(document: Any, place: Place, directory: Path, text: str) -> E
     return EndpointConfig(
         name=directory.name,
         directory=directory,
-        engine=_consistent(EngineConfig(**values[EngineConfig]), provider_place),
+        engine=_with_mpi(
+            _consistent(EngineConfig(**values[EngineConfig]), provider_place),
+            engine.get("type", "htex"),
+            engine_place,
+            provider_place,
+        ),
         provider=_provider_section(provider, provider_place),
         text=text,
         **values[EndpointConfig],
@@ -112,8 +119,31 @@ def _refuse_misplaced_keys(engine: Mapping[str, Any], place: Place) -> None:
 
 
 def _check_engine_type(name: Any, place: Place) -> None:
-    if name not in _ENGINE_TYPES:
-        raise place.at("type").error(f"there is no engine called {name!r}; leave the key out, there is only one")
+    if name not in (*_ENGINE_TYPES, *_MPI_ENGINE_TYPES):
+        raise place.at("type").error(
+            f"there is no engine called {name!r}; leave the key out, or write GlobusMPIEngine for tasks that use MPI"
+        )
+
+
+def _with_mpi(engine: EngineConfig, name: Any, place: Place, provider_place: Place) -> EngineConfig:
+    if name not in _MPI_ENGINE_TYPES:
+        for key, value in (
+            ("mpi_launcher", engine.mpi_launcher),
+            ("max_workers_per_block", engine.max_workers_per_block),
+        ):
+            if value is not None:
+                raise place.at(key).error("this goes with engine.type GlobusMPIEngine only")
+        return engine
+    if engine.max_workers_per_node is not None:
+        raise place.at("max_workers_per_node").error(
+            "with MPI, max_workers_per_block says how many tasks run at a time"
+        )
+    if engine.launcher not in (None, "SimpleLauncher"):
+        raise provider_place.at("launcher").error(
+            f"{engine.launcher} would start workers on every node; with MPI they are on the first one, and "
+            "engine.mpi_launcher starts the ranks: leave this key out"
+        )
+    return dataclasses.replace(engine, mpi_launcher=engine.mpi_launcher or LAUNCHERS[0])
 
 
 def _provider_section(provider: dict[str, Any], place: Place) -> ProviderSection:

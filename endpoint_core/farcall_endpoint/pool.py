@@ -20,17 +20,18 @@ from parsl.logconfigs.base import LogConfig, oneshot_initialize_logging
 from parsl.multiprocessing import SpawnContext
 
 from .crew import Crew, Uncounted, WorkerEnd
+from .nodes import Nodes, names_of_nodes
 
 
 class Pool(parsl_pool.Manager):  # type: ignore[misc]  # Parsl brings no types
     """Talks to the interchange as Parsl's manager does, and to its workers through their own pipes."""
 
-    def __init__(self, *, logdir: str, debug: bool, **options: Any) -> None:
+    def __init__(self, *, logdir: str, debug: bool, nodes: Nodes | None, **options: Any) -> None:
         with _unshared():
             super().__init__(**options)
         self._logdir = logdir
         self._debug = debug
-        self._crew = Crew(self._start_process)
+        self._crew = Crew(self._start_process, nodes)
         self.task_scheduler = self.pending_task_queue = self.pending_result_queue = self._crew
 
     def worker_watchdog(self, procs: dict[int, SpawnProcess]) -> None:
@@ -120,6 +121,8 @@ def main() -> None:
     Pool(
         logdir=args.logdir,
         debug=args.debug,
+        nodes=Nodes(names_of_nodes()) if args.enable_mpi_mode else None,
+        mpi_launcher=args.mpi_launcher,
         addresses=args.addresses,
         address_probe_timeout=int(args.address_probe_timeout),
         port=args.port,

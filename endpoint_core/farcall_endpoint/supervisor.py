@@ -143,7 +143,7 @@ class Supervisor:
         self._fleet = Fleet(managers, executor.blocks.states())
         statuses = executor.status_facade
         alive = [block_id for block_id, status in statuses.items() if not status.terminal]
-        per_block = executor.workers_per_node * self._config.engine.nodes_per_block
+        per_block = executor.workers_per_node * self._config.engine.managers_per_block
         self._engine.expect(workers=self._fleet.workers, expected=int(per_block * max(1, len(alive))))
         reason = self._breaker.observe(statuses, managers=len(self._fleet.active))
         if reason is not None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from farcall.executor import Executor
     from farcall.executor import Executor as FuncXExecutor
     from farcall.futures import FarcallFuture
+    from farcall.mpi import MPIFunction
     from farcall.serialize import Serializer
     from farcall.shell import ShellFunction, ShellResult
 
@@ -47,6 +48,7 @@ __all__ = [
     "FuncXClient",
     "FuncXExecutor",
     "FarcallFuture",
+    "MPIFunction",
     "ShellFunction",
     "ShellResult",
     "Serializer",
@@ -76,6 +78,7 @@ _HOMES = {
     "Executor": "executor.Executor",
     "FuncXExecutor": "executor.Executor",
     "FarcallFuture": "futures.FarcallFuture",
+    "MPIFunction": "mpi.MPIFunction",
     "ShellFunction": "shell.ShellFunction",
     "ShellResult": "shell.ShellResult",
     "Serializer": "serialize.Serializer",

@@ -84,7 +84,7 @@ class ShellFunction:
 
     def __call__(self, **kwargs: Any) -> ShellResult | dict[str, Any]:
         """Run the command here: this is what the worker does."""
-        command = self.cmd.format(**kwargs)
+        command = self._command_line(**kwargs)
         directory = _run_directory()
         with _output(self.stdout, directory, "stdout") as out, _output(self.stderr, directory, "stderr") as err:
             starts = out.seek(0, os.SEEK_END), err.seek(0, os.SEEK_END)
@@ -97,6 +97,9 @@ class ShellFunction:
                 exception_name,
             )
         return asdict(result) if self.return_dict else result
+
+    def _command_line(self, **kwargs: Any) -> str:
+        return self.cmd.format(**kwargs)
 
 
 def _run(

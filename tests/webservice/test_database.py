@@ -95,10 +95,10 @@ def refused_health(person: Person, server: PrivatePostgres) -> str:
 def test_two_that_register_the_same_new_endpoint_at_once_are_told_apart(
     service: Service, ada: Person, bob: Person, unknown_id: str
 ) -> None:
+    started = threading.Barrier(4)
     for number in range(10):
         endpoint_id = unknown_id[:-2] + f"{number:02x}"
-        answers = []
-        started = threading.Barrier(4)
+        answers: list[int] = []
 
         def register(person: Person, instance: str, path: str = endpoint_id, answers: list[int] = answers) -> None:
             body = {"endpoint_name": "here", "metadata": {"instance": instance}}

@@ -186,7 +186,7 @@ def test_those_who_write_to_the_same_tasks_at_once_do_not_block_each_other(
     def report() -> None:
         taken = Transition(time.time_ns(), TaskState.WAITING_FOR_NODES, "endpoint")
         for start in range(0, len(ids), 50):
-            other_ledger.record_states(ENDPOINT, dict.fromkeys(shuffled[start:], [taken]))
+            other_ledger.record_states(ENDPOINT, {task_id: [taken] for task_id in shuffled[start:]})
 
     def collect(order: list[str]) -> None:
         for start in range(0, len(order), 30):

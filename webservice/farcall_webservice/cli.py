@@ -36,6 +36,8 @@ app.add_typer(client, name="client")
 app.add_typer(group, name="group")
 
 Home = Annotated[Path | None, typer.Option(help="Where everything is kept [FARCALL_HOME, else ~/.farcall].")]
+Host = Annotated[str | None, typer.Option(help="The address to listen on [FARCALL_HOST, else 127.0.0.1].")]
+Port = Annotated[int | None, typer.Option(help="The port to listen on; 0 = any free one [FARCALL_PORT, else 5000].")]
 DatabaseUrl = Annotated[
     str | None,
     typer.Option(help="[FARCALL_DATABASE_URL, else a SQLite file in the home] sqlite:///... or postgresql://..."),
@@ -47,8 +49,8 @@ BrokerUrl = Annotated[
 
 @app.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="The address to listen on [127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="The port to listen on; 0 = any free one [5000].")] = None,
+    host: Host = None,
+    port: Port = None,
     home: Home = None,
     database_url: DatabaseUrl = None,
     broker_url: BrokerUrl = None,
@@ -60,6 +62,39 @@ def serve(
         from farcall_webservice import embedded
 
         embedded.serve(config)
+
+
+@app.command()
+def web(
+    host: Host = None,
+    port: Port = None,
+    workers: Annotated[int | None, typer.Option(help="Processes [FARCALL_WORKERS, else 2].")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of each; a waiting request keeps one [FARCALL_THREADS, else 200].")
+    ] = None,
+    database_url: DatabaseUrl = None,
+    broker_url: BrokerUrl = None,
+) -> None:
+    """Answer requests, beside other processes that do: needs PostgreSQL, a broker and `collect`."""
+    with _clear_errors():
+        config = _config(
+            host=host, port=port, workers=workers, threads=threads, database_url=database_url, broker_url=broker_url
+        )
+
+        from farcall_webservice import web
+
+        web.serve(config)
+
+
+@app.command()
+def collect(database_url: DatabaseUrl = None, broker_url: BrokerUrl = None) -> None:
+    """Bring results in, beside other processes that do: needs PostgreSQL and a broker."""
+    with _clear_errors():
+        config = _config(database_url=database_url, broker_url=broker_url)
+
+        from farcall_webservice import collect
+
+        collect.collect(config)
 
 
 @db.command("upgrade")
@@ -247,17 +282,16 @@ def _database(home: Path | None, database_url: str | None) -> Iterator[Database]
     with _clear_errors():
         config = _config(home=home, database_url=database_url)
 
-        from sqlalchemy.exc import OperationalError
+        from farcall_webservice.database import UNAVAILABLE, Database, cause_of
 
-        from farcall_webservice.database import Database
-
-        config.service_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if config.database_url.startswith("sqlite"):
+            config.service_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         database = Database(config.database_url)
         try:
             database.migrate()
             yield database
-        except OperationalError as error:
-            _end(f"the database cannot be used: {error.orig}")
+        except UNAVAILABLE as error:
+            _end(f"the database cannot be used: {cause_of(error)}")
         finally:
             database.close()
 

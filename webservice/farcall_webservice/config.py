@@ -29,6 +29,9 @@ class ServiceConfig:
     host: str = "127.0.0.1"
     #: 5000 is what the Globus SDK's ``local`` environment is hard-wired to. 0 = any free port.
     port: int = 5000
+    #: Processes of `web`, and threads of each. A long-poll, one for each waiting executor, keeps a thread.
+    workers: int = 2
+    threads: int = 200
     #: How others reach the service, where that is not the address they name in their requests (a proxy).
     public_url: str | None = None
 
@@ -115,6 +118,8 @@ _VARIABLES = {
 }
 _WHOLE_NUMBERS = {
     "port": 65535,
+    "workers": 1000,
+    "threads": 10_000,
     "max_function_bytes": 1024 * MEGABYTE,
     "max_payload_bytes": 1024 * MEGABYTE,
     "max_batch_bytes": 1024 * MEGABYTE,

@@ -166,8 +166,8 @@ def _begin_sqlite(connection: Connection) -> None:
 def _refuse_disconnected(connection: Any, _record: Any, _proxy: Any) -> None:
     """Let the pool replace a connection that its server has closed.
 
-    Between transactions nothing is to be read from a connection but its end. Asking the kernel costs microseconds, where
-    the pool's own check asks the server.
+    Between transactions nothing is to be read from a connection but its end. Asking the kernel costs microseconds,
+    where the pool's own check asks the server.
     """
     poll = select.poll()
     poll.register(connection.pgconn.socket, select.POLLIN)

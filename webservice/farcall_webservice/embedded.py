@@ -21,14 +21,10 @@ from typing import IO
 import waitress
 
 from farcall.errors import ConfigurationError
-from farcall_webservice import auth
-from farcall_webservice.app import create_app
-from farcall_webservice.collector import Collector
+from farcall_webservice import auth, parts
 from farcall_webservice.config import ServiceConfig
-from farcall_webservice.database import Database
-from farcall_webservice.dispatch import Dispatcher
+from farcall_webservice.database import UNAVAILABLE, Database, cause_of
 from farcall_webservice.errors import ApiError
-from farcall_webservice.ledger import Ledger
 from farcall_webservice.valkey import Valkey
 from farcall_webservice.waiting import Waiting
 
@@ -66,19 +62,10 @@ def serve(config: ServiceConfig) -> None:
             running.callback(broker.stop)
             broker.start()
             config = replace(config, broker_url=broker.url)
-        assert config.broker_url is not None
-        database = Database(config.database_url)
-        running.callback(database.close)
-        database.migrate()
+        database = running.enter_context(contextlib.closing(Database(config.database_url)))
+        _prepare(database)
         _let_this_account_in(config, database, url)
-
-        ledger = Ledger(database)
-        dispatcher = Dispatcher(config.broker_url, database, ledger, wake=waiting.wake)
-        collector = Collector(config.broker_url, database, ledger, dispatcher, waiting)
-        app = create_app(config, database, ledger, dispatcher, waiting)
-        for part in (dispatcher, collector):
-            part.start()
-            running.callback(part.stop)
+        app = running.enter_context(parts.everything(config, database, waiting))
         server = waitress.create_server(
             app,
             sockets=[listener],
@@ -95,6 +82,13 @@ def serve(config: ServiceConfig) -> None:
             sys.stdout.flush()
             server.run()
         log.info("stopping")
+
+
+def _prepare(database: Database) -> None:
+    try:
+        database.migrate()
+    except UNAVAILABLE as error:
+        raise ConfigurationError(f"the database cannot be used: {cause_of(error)}") from error
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Executable, Row, select
 from sqlalchemy.exc import IntegrityError
 
 from farcall.wire import EXECUTION_START, BatchedTask, ErrorDetails, Result, TaskState, Transition
+from farcall_webservice import notices
 from farcall_webservice import statements as sql
 from farcall_webservice.database import Database
 from farcall_webservice.fields import uuid_text
@@ -298,6 +299,8 @@ class Ledger:
                 numbered = enumerate(task_ids, last - len(task_ids) + 1)
                 updates += [{"of": task_id, **_ended(first[task_id], number, now)} for number, task_id in numbered]
             connection.execute(sql.END_TASK, updates)
+            if not self._database.is_sqlite:
+                notices.announce(connection, by_group)
         return set(by_group)
 
     def _unfinished(self, connection: Connection, task_ids: Iterable[str], runner_id: str | None) -> list[Row[Any]]:

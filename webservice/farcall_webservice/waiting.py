@@ -53,10 +53,18 @@ class Waiting:
                 for event in self._events.get(task_group_id, ()):
                     event.set()
 
+    def wake_all(self) -> None:
+        """Any group may have news."""
+        with self._lock:
+            self._wake_all()
+
     def close(self) -> None:
         """Wake everybody, now and from now on: the service is going down."""
         with self._lock:
             self._closed = True
-            for events in self._events.values():
-                for event in events:
-                    event.set()
+            self._wake_all()
+
+    def _wake_all(self) -> None:
+        for events in self._events.values():
+            for event in events:
+                event.set()

@@ -1,0 +1,62 @@
+"""What the processes of the larger setting have in common: they need a PostgreSQL and a broker that are ready."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+
+from sqlalchemy.engine import make_url
+
+from farcall.errors import ConfigurationError
+from farcall_webservice import queues
+from farcall_webservice.config import ServiceConfig
+from farcall_webservice.database import UNAVAILABLE, Database, cause_of
+
+
+def check(config: ServiceConfig, command: str) -> None:
+    """Raise :class:`ConfigurationError`, which says what to do, unless ``command`` can start."""
+    if config.database_url.startswith("sqlite"):
+        raise ConfigurationError(
+            f"`farcall-webservice {command}` needs a PostgreSQL database, which many processes can share: name it with "
+            "--database-url postgresql://user:password@host/name or in FARCALL_DATABASE_URL. "
+            "Without one, `farcall-webservice serve` is the whole service in one process"
+        )
+    if config.broker_url is None:
+        raise ConfigurationError(
+            f"`farcall-webservice {command}` needs a broker: name it with "
+            "--broker-url amqp://user:password@host:5672/vhost or in FARCALL_BROKER_URL"
+        )
+    _check_database(config)
+    _check_broker(config.broker_url)
+
+
+def log_to_standard_error() -> None:
+    """Where systemd and containers expect it."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
+    )
+
+
+def _check_database(config: ServiceConfig) -> None:
+    url = make_url(config.database_url)
+    name = f"{url.host or 'localhost'}:{url.port or 5432}/{url.database or ''}"
+    with contextlib.closing(Database(config.database_url)) as database:
+        try:
+            is_current = database.is_current()
+        except UNAVAILABLE as error:
+            raise ConfigurationError(f"the database {name} cannot be used: {cause_of(error)}") from error
+    if not is_current:
+        raise ConfigurationError(
+            f"the tables of the database {name} are not those of this version: "
+            "run `farcall-webservice db upgrade` first"
+        )
+
+
+def _check_broker(broker_url: str) -> None:
+    with queues.connect(broker_url) as connection:
+        name = f"{connection.hostname}:{connection.port or ''}/{connection.virtual_host or ''}"
+        try:
+            queues.declare(broker_url, queues.RESULTS, queues.HEARTBEATS)
+        except (*connection.connection_errors, *connection.channel_errors, OSError) as error:
+            raise ConfigurationError(f"the broker {name} cannot be used: {error}") from error

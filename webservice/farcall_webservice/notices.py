@@ -1,0 +1,89 @@
+"""News of results between the processes of a service, through PostgreSQL's NOTIFY and LISTEN.
+
+Who records results announces their groups within the same transaction, so that the news comes with the commit and never
+without it. Each process that holds long-polls listens, and wakes those that wait for these groups.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from farcall_webservice.database import Database, cause_of
+from farcall_webservice.waiting import Waiting
+
+log = logging.getLogger(__name__)
+
+CHANNEL = "farcall_results"
+#: A notice takes less than 8000 bytes; an id and the space after it take 37.
+GROUPS_PER_NOTICE = 200
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+
+_ANNOUNCE = text("SELECT pg_notify(:channel, :groups)")
+
+
+def announce(connection: Connection, task_group_ids: Iterable[str]) -> None:
+    """Tell every process that these groups have news, once this transaction is committed. PostgreSQL only."""
+    ids = list(task_group_ids)
+    for start in range(0, len(ids), GROUPS_PER_NOTICE):
+        groups = " ".join(ids[start : start + GROUPS_PER_NOTICE])
+        connection.execute(_ANNOUNCE, {"channel": CHANNEL, "groups": groups})
+
+
+class Listener:
+    """Wakes those who wait in this process for what any process has announced, in one thread."""
+
+    def __init__(self, database: Database, waiting: Waiting) -> None:
+        self._database = database
+        self._waiting = waiting
+        self._stopping = threading.Event()
+        self._told_to_stop, self._tell_to_stop = os.pipe()
+        self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        os.write(self._tell_to_stop, b"\0")
+        self._thread.join(timeout=10)
+        os.close(self._told_to_stop)
+        os.close(self._tell_to_stop)
+
+    def _run(self) -> None:
+        pause = FIRST_PAUSE_S
+        while not self._stopping.is_set():
+            try:
+                with self._database.engine.connect() as connection:
+                    driver: Any = connection.connection.driver_connection
+                    # It is kept for good, so it is none of the pool's.
+                    connection.detach()
+                    driver.autocommit = True
+                    driver.execute(f"LISTEN {CHANNEL}")
+                    pause = FIRST_PAUSE_S
+                    # What was announced while nobody listened.
+                    self._waiting.wake_all()
+                    self._wake_until_stopped(driver.pgconn)
+            except Exception as error:
+                # The one place where the listener must survive whatever happened: long-polls wait for it.
+                log.warning("lost the news of results (%s); listening again in %.1f s", cause_of(error), pause)
+                self._stopping.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _wake_until_stopped(self, connection: Any) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(connection.socket, selectors.EVENT_READ)
+            selector.register(self._told_to_stop, selectors.EVENT_READ)
+            while not self._stopping.is_set():
+                selector.select()
+                if self._stopping.is_set():
+                    return
+                connection.consume_input()
+                while (notice := connection.notifies()) is not None:
+                    self._waiting.wake(notice.extra.decode().split())
