@@ -6,7 +6,7 @@ import uuid
 
 from flask import Flask, Response, g, request
 
-from farcall_webservice import auth, docs, endpoints, functions, meta, tasks
+from farcall_webservice import accounts, auth, docs, endpoints, functions, meta, tasks
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.database import Database
 from farcall_webservice.errors import ApiError
@@ -42,6 +42,7 @@ def create_app(
         raise ValueError("the application needs to know its broker: config.broker_url is None")
     app = Flask(__name__, static_folder=None)
     app.json = OrjsonProvider(app)
+    accounts.init_app(app, accounts.make(config, database))
     result_queues = ResultQueues(config.broker_url, database)
     app.extensions[KEY] = Services(config, database, ledger, dispatcher, waiting, result_queues)
     app.config.update(

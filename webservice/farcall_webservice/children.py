@@ -31,9 +31,11 @@ from sqlalchemy import Row, Table, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from farcall.wire import BatchedTask, ErrorDetails, Result
-from farcall_webservice import foreign, queues
+from farcall_webservice import foreign
+from farcall_webservice.accounts import Accounts
 from farcall_webservice.database import Database
 from farcall_webservice.ledger import Ledger
+from farcall_webservice.management import ManagementError
 from farcall_webservice.models import Endpoint, User
 
 log = logging.getLogger(__name__)
@@ -141,8 +143,8 @@ def _parent_takes_commands(child: Row[Any], now: float) -> bool:
 class Children:
     """The children of all core endpoints, over one database."""
 
-    def __init__(self, broker_url: str, database: Database, ledger: Ledger) -> None:
-        self._broker_url = broker_url
+    def __init__(self, accounts: Accounts, database: Database, ledger: Ledger) -> None:
+        self._accounts = accounts
         self._database = database
         self._ledger = ledger
 
@@ -157,6 +159,12 @@ class Children:
             child = connection.execute(_CHILD_AND_PARENT, {"child": child_id}).one_or_none()
         if child is None or not is_to_be_started(child, seen, now):
             return None
+        try:
+            url = self._accounts.for_endpoint(child_id, child.parent_reached_as)
+        except ManagementError as error:
+            # What it was sent waits for it; it will be looked after again.
+            log.error("user endpoint %s cannot be started: %s", child_id, error)
+            return None
         sent = self._ledger.sent(child_id)
         if not (sent or seen.publishing) or not self._take_on(child, now):
             return None
@@ -166,7 +174,6 @@ class Children:
         news = self._fail_lost(hopeless) if hopeless else set()
         again = self._ledger.resend(list(sent.keys() - hopeless), as_lost=were_lost)
         log.info("starting user endpoint %s of endpoint %s; %d tasks were lost", child_id, child.parent_id, len(sent))
-        url = queues.reachable_url(self._broker_url, child.parent_reached_as)
         user = foreign.Identity(child.owner_id, child.owner_name)
         command = foreign.start_command(child.parent_id, child_id, user, child.user_endpoint_config or {}, url)
         return Start(child.parent_id, [task for batch in again for task in batch.tasks], command, news)

@@ -45,6 +45,13 @@ DatabaseUrl = Annotated[
 BrokerUrl = Annotated[
     str | None, typer.Option(help="[FARCALL_BROKER_URL, else a broker of its own] redis://... or amqp://...")
 ]
+BrokerAdminUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="[FARCALL_BROKER_ADMIN_URL] RabbitMQ's management API, http://user:password@host:15672: "
+        "each endpoint and user then has an account of their own."
+    ),
+]
 
 
 @app.command()
@@ -54,10 +61,18 @@ def serve(
     home: Home = None,
     database_url: DatabaseUrl = None,
     broker_url: BrokerUrl = None,
+    broker_admin_url: BrokerAdminUrl = None,
 ) -> None:
     """Run the whole service, with a database and a broker of its own unless told otherwise, until Ctrl-C."""
     with _clear_errors():
-        config = _config(host=host, port=port, home=home, database_url=database_url, broker_url=broker_url)
+        config = _config(
+            host=host,
+            port=port,
+            home=home,
+            database_url=database_url,
+            broker_url=broker_url,
+            broker_admin_url=broker_admin_url,
+        )
 
         from farcall_webservice import embedded
 

@@ -18,6 +18,7 @@ from kombu import Connection, Consumer, Message
 from farcall import wire
 from farcall.errors import WireError
 from farcall_webservice import queues
+from farcall_webservice.accounts import SharedAccount
 from farcall_webservice.children import Children
 from farcall_webservice.database import UNAVAILABLE, Database, cause_of
 from farcall_webservice.dispatch import Dispatcher
@@ -49,7 +50,8 @@ class Collector:
         self._ledger = ledger
         self._dispatcher = dispatcher
         self._waiting = waiting
-        children = Children(broker_url, database, ledger)
+        # It is the dispatcher that starts them, and needs their accounts.
+        children = Children(SharedAccount(broker_url), database, ledger)
         self._reports = Reports(database, ledger, dispatcher, children, self._tell)
         self._received: list[Message] = []
         self._stopping = threading.Event()

@@ -26,6 +26,10 @@ class ServiceConfig:
     database_url: str
     #: None = the embedded service starts a broker of its own.
     broker_url: str | None = None
+    #: RabbitMQ's management API, with an administrator's account: each endpoint and user then has one of their own.
+    broker_admin_url: str | None = None
+    #: The broker as others reach it, where that is not as the service does.
+    broker_public_url: str | None = None
     host: str = "127.0.0.1"
     #: 5000 is what the Globus SDK's ``local`` environment is hard-wired to. 0 = any free port.
     port: int = 5000
@@ -75,6 +79,8 @@ class ServiceConfig:
             elif environment.get(variable):
                 given[name] = _checked(name, environment[variable], variable)
         home: Path = given.setdefault("home", Path.home() / ".farcall")
+        if "public_url" in given:
+            given["public_url"] = given["public_url"].rstrip("/")
         given.setdefault("database_url", f"sqlite:///{home / 'service' / 'ledger.sqlite'}")
         return cls(**given)
 
@@ -88,10 +94,8 @@ def _checked(name: str, value: Any, source: str) -> Any:
         # SQLAlchemy before 2.1 takes the bare scheme for a driver that we do not use.
         url = str(value).replace("postgres://", "postgresql://", 1).replace("postgresql://", "postgresql+psycopg://", 1)
         return _url(url, source, DATABASE_SCHEMES, "sqlite:////srv/farcall/ledger.sqlite")
-    if name == "broker_url":
-        return _url(str(value), source, BROKER_SCHEMES, "amqp://user:password@host:5672/")
-    if name == "public_url":
-        return _url(str(value), source, ("http://", "https://"), "https://farcall.example.org").rstrip("/")
+    if name in _URLS:
+        return _url(str(value), source, *_URLS[name])
     return str(value)
 
 
@@ -101,6 +105,15 @@ def _whole_number(text: str, source: str, *, lowest: int, highest: int) -> int:
     if number is None or not lowest <= number <= highest:
         raise ConfigurationError(f"{source} is {text!r}: it must be a whole number from {lowest} to {highest}")
     return number
+
+
+#: What a URL may begin with, and an example of it.
+_URLS = {
+    "broker_url": (BROKER_SCHEMES, "amqp://user:password@host:5672/"),
+    "broker_public_url": (BROKER_SCHEMES, "amqps://broker.example.org:5671/"),
+    "broker_admin_url": (("http://", "https://"), "http://user:password@host:15672"),
+    "public_url": (("http://", "https://"), "https://farcall.example.org"),
+}
 
 
 def _url(url: str, source: str, schemes: tuple[str, ...], example: str) -> str:

@@ -21,6 +21,7 @@ from sqlalchemy import select
 
 from farcall import wire
 from farcall_webservice import foreign, queues
+from farcall_webservice.accounts import Accounts, SharedAccount
 from farcall_webservice.children import Children, Circumstances
 from farcall_webservice.database import UNAVAILABLE, Database, cause_of
 from farcall_webservice.forward import Forwarder
@@ -53,6 +54,7 @@ class Dispatcher:
         ledger: Ledger,
         *,
         alone: bool = True,
+        accounts: Accounts | None = None,
         wake: Callable[[Collection[str]], None] = lambda _: None,
     ) -> None:
         """``alone`` says that no other process dispatches: everything undispatched is for this one to send.
@@ -69,7 +71,7 @@ class Dispatcher:
         #: Published, and not yet noted as such in the ledger.
         self._unmarked: list[str] = []
         self._commands: list[tuple[str, wire.Command]] = []
-        self._children = Children(broker_url, database, ledger)
+        self._children = Children(accounts or SharedAccount(broker_url), database, ledger)
         self._wake_groups = wake
         #: User endpoints to be looked at, and when.
         self._to_look_after: dict[str, float] = {}

@@ -315,3 +315,12 @@ class Task(Base):
             postgresql_where=text("completed_at IS NULL"),
         ),
     )
+
+
+class Secret(Base):
+    """What the processes of a service know together and nobody else does."""
+
+    __tablename__ = "secrets"
+
+    name: Mapped[str] = mapped_column(String(100), primary_key=True)
+    value: Mapped[str] = mapped_column(Text)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from flask import Flask
 
+from farcall_webservice import accounts
 from farcall_webservice.app import create_app
 from farcall_webservice.collector import Collector
 from farcall_webservice.config import ServiceConfig
@@ -21,7 +22,9 @@ from farcall_webservice.waiting import Waiting
 def everything(config: ServiceConfig, database: Database, waiting: Waiting) -> Iterator[Flask]:
     """What one process needs to be the whole service."""
     ledger = Ledger(database)
-    dispatcher = Dispatcher(_broker_url(config), database, ledger, alone=True, wake=waiting.wake)
+    dispatcher = Dispatcher(
+        _broker_url(config), database, ledger, alone=True, accounts=accounts.make(config, database), wake=waiting.wake
+    )
     collector = Collector(_broker_url(config), database, ledger, dispatcher, waiting)
     with _news(database, waiting), _running(dispatcher), _running(collector):
         yield create_app(config, database, ledger, dispatcher, waiting)
@@ -32,7 +35,14 @@ def web(config: ServiceConfig, waiting: Waiting) -> Iterator[Flask]:
     """What answers requests, beside other processes that do."""
     with contextlib.closing(Database(config.database_url)) as database:
         ledger = Ledger(database)
-        dispatcher = Dispatcher(_broker_url(config), database, ledger, alone=False, wake=waiting.wake)
+        dispatcher = Dispatcher(
+            _broker_url(config),
+            database,
+            ledger,
+            alone=False,
+            accounts=accounts.make(config, database),
+            wake=waiting.wake,
+        )
         with _news(database, waiting), _running(dispatcher):
             yield create_app(config, database, ledger, dispatcher, waiting)
 
@@ -42,7 +52,9 @@ def collecting(config: ServiceConfig) -> Iterator[None]:
     """What brings results in, beside other processes that do. Nobody waits for them in this one."""
     with contextlib.closing(Database(config.database_url)) as database:
         ledger = Ledger(database)
-        dispatcher = Dispatcher(_broker_url(config), database, ledger, alone=False)
+        dispatcher = Dispatcher(
+            _broker_url(config), database, ledger, alone=False, accounts=accounts.make(config, database)
+        )
         collector = Collector(_broker_url(config), database, ledger, dispatcher, Waiting(max_waiters=0))
         with _running(dispatcher), _running(collector):
             yield

@@ -15,7 +15,7 @@ from sqlalchemy import Row, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from farcall.wire import Command
-from farcall_webservice import access, foreign, queues
+from farcall_webservice import access, accounts, foreign, queues
 from farcall_webservice.auth import Caller
 from farcall_webservice.children import children_of
 from farcall_webservice.config import ServiceConfig
@@ -40,7 +40,6 @@ def is_online(endpoint: Row[Any], config: ServiceConfig, now: float) -> bool:
 def register(caller: Caller, endpoint_id: str | None, body: dict[str, Any]) -> dict[str, Any]:
     """Make or renew an endpoint, and return what its agent needs to know."""
     own = services()
-    url = broker_url_for_caller(own.config)
     registered_id = endpoint_id or str(uuid.uuid4())
     details = _details(own.config, body)
     with own.database.reading() as connection:
@@ -54,6 +53,8 @@ def register(caller: Caller, endpoint_id: str | None, body: dict[str, Any]) -> d
     except IntegrityError:
         # Two registered the same new id at once, and the other one was first: now it is known.
         _write(own, caller, registered_id, body)
+    # Only now: an endpoint that is locked or somebody else's has no account made for it.
+    url = accounts.url_for_endpoint(registered_id, reached_as(own.config))
     return {"endpoint_id": registered_id, "warnings": [], **queues.queue_infos(registered_id, url)}
 
 
@@ -65,7 +66,7 @@ def _write(own: Services, caller: Caller, registered_id: str, body: dict[str, An
         "public": bool(body["public"]),
         "allowed_functions": body["allowed_functions"],
         "details": _details(own.config, body),
-        "reached_as": _reached_as(own.config),
+        "reached_as": reached_as(own.config),
         "registered_at": now,
         "deleted_at": None,
     }
@@ -88,6 +89,7 @@ def lock(caller: Caller, endpoint_id: str) -> float:
         endpoint = access.owned_endpoint(connection, caller, endpoint_id)
         connection.execute(update(Endpoint).where(Endpoint.id == endpoint_id).values(locked_until=until))
     _stop_agent(own, endpoint, "The endpoint was stopped from elsewhere.")
+    _remove_accounts(own, endpoint_id)
     return until
 
 
@@ -98,10 +100,20 @@ def delete(caller: Caller, endpoint_id: str) -> None:
         endpoint = access.owned_endpoint(connection, caller, endpoint_id)
         connection.execute(update(Endpoint).where(Endpoint.id == endpoint_id).values(deleted_at=time.time()))
     _stop_agent(own, endpoint, "The endpoint was deleted.")
-    for runner_id in (endpoint_id, *(child.id for child in children_of(own.database, endpoint_id))):
+    _remove_accounts(own, endpoint_id)
+    for runner_id in _runners(own, endpoint_id):
         fail_tasks_of_deleted(own, endpoint_id, runner_id)
         # What is on it will not be run. Our agent's commands stay: it has yet to read that it is to stop.
         _delete_queue(own.config, queues.tasks_queue(runner_id))
+
+
+def _runners(own: Services, endpoint_id: str) -> list[str]:
+    return [endpoint_id, *(child.id for child in children_of(own.database, endpoint_id))]
+
+
+def _remove_accounts(own: Services, endpoint_id: str) -> None:
+    for runner_id in _runners(own, endpoint_id):
+        accounts.remove_endpoint(runner_id)
 
 
 def _stop_agent(own: Services, endpoint: Row[Any], reason: str) -> None:
@@ -187,14 +199,9 @@ def _details(config: ServiceConfig, body: dict[str, Any]) -> dict[str, Any]:
     return details
 
 
-def _reached_as(config: ServiceConfig) -> str | None:
+def reached_as(config: ServiceConfig) -> str | None:
+    """The host by which whoever asks reaches us; by the same, if need be, they reach the broker."""
     return urlsplit(config.public_url or f"//{request.host}").hostname
-
-
-def broker_url_for_caller(config: ServiceConfig) -> str:
-    """The broker's URL for whoever asks: they reach the broker as they reached us."""
-    assert config.broker_url is not None
-    return queues.reachable_url(config.broker_url, _reached_as(config))
 
 
 def _declare_queues(config: ServiceConfig, endpoint_id: str) -> None:

@@ -11,7 +11,7 @@ from flask import Response, g, request
 from sqlalchemy import Row
 
 from farcall.wire import TaskState
-from farcall_webservice import access, queues, registration, submission
+from farcall_webservice import access, accounts, queues, registration, submission
 from farcall_webservice.auth import Caller
 from farcall_webservice.documents import answer, task_document, task_summary, unknown_task
 from farcall_webservice.errors import ApiError
@@ -266,7 +266,7 @@ def get_result_queue() -> dict[str, Any]:
         )
     return {
         "queue_prefix": queues.group_queue_prefix(g.caller.id),
-        "connection_url": registration.broker_url_for_caller(own.config),
+        "connection_url": accounts.url_for_user(g.caller.id, registration.reached_as(own.config)),
     }
 
 
