@@ -168,9 +168,29 @@ def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 45
 
 
 @pytest.fixture(scope="session")
-def their_endpoint(isle: Island, as_client: dict[str, str]) -> Iterator[str]:
+def new_endpoint(isle: Island, as_client: dict[str, str]) -> Callable[[str], TheirEndpoint]:
+    """Makes an endpoint of Globus Compute by its name; configuring and starting it is the test's."""
+    return lambda name: TheirEndpoint(isle, as_client, name)
+
+
+@pytest.fixture(scope="session")
+def their_endpoint_is_running() -> Callable[[TheirEndpoint, bool], None]:
+    """Waits until an endpoint runs, or until it does not, going by what its own `list` says."""
+
+    def wait(endpoint: TheirEndpoint, wanted: bool) -> None:
+        def is_so() -> bool:
+            rows = [line for line in endpoint.command("list").stdout.splitlines() if f" {endpoint.name} " in line]
+            return any("Running" in row for row in rows) == wanted
+
+        wait_until(is_so, f"{endpoint.name} is {'running' if wanted else 'stopped'}")
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def their_endpoint(new_endpoint: Callable[[str], TheirEndpoint]) -> Iterator[str]:
     """The id of an unmodified endpoint with the files that `configure` writes."""
-    running = TheirEndpoint(isle, as_client, "theirs")
+    running = new_endpoint("theirs")
     running.command("configure", "theirs")
     running.start()
     try:
