@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from servers import PrivatePostgres
+from foreign_support import World
+from servers import PrivatePostgres, PrivateRabbitMQ
 from werkzeug.test import TestResponse
 
 from farcall import wire
@@ -196,6 +197,22 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 def service(tmp_path: Path, database_url: str) -> Iterator[Service]:
     made = Service(tmp_path / "home", database_url)
     yield made
+    made.database.close()
+
+
+@pytest.fixture(scope="session")
+def broker_of_worlds(rabbitmq: PrivateRabbitMQ) -> str:
+    """For worlds one after the other: what one leaves behind is about endpoints that the next does not know."""
+    return rabbitmq.vhost("worlds")
+
+
+@pytest.fixture
+def world(tmp_path: Path, database_url: str, broker_of_worlds: str) -> Iterator[World]:
+    """A whole service on RabbitMQ, for stand-ins of Globus Compute's programs."""
+    made = World(tmp_path / "home", database_url, broker_of_worlds)
+    made.start()
+    yield made
+    made.stop()
     made.database.close()
 
 

@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flask import Flask
 from kombu import Connection, Consumer, Message, Producer, Queue
+from sqlalchemy import select
 
 from farcall import wire
 from farcall_webservice import auth, queues
@@ -21,9 +23,8 @@ from farcall_webservice.config import ServiceConfig
 from farcall_webservice.database import Database
 from farcall_webservice.dispatch import Dispatcher
 from farcall_webservice.ledger import Ledger
+from farcall_webservice.models import Endpoint, ResultQueue
 from farcall_webservice.waiting import Waiting
-
-from .conftest import Person
 
 TIMEOUT_S = 30
 #: What a core endpoint of Globus Compute 4 says of itself.
@@ -42,9 +43,12 @@ class World:
         self.database = Database(self.config.database_url)
         self.ledger = Ledger(self.database)
         self.waiting = Waiting(max_waiters=10)
-        self.dispatcher = Dispatcher(broker_url, self.database, self.ledger, wake=self.waiting.wake)
-        self.collector = Collector(broker_url, self.database, self.ledger, self.dispatcher, self.waiting)
+        self._make_parts()
         self.app = create_app(self.config, self.database, self.ledger, self.dispatcher, self.waiting)
+
+    def _make_parts(self) -> None:
+        self.dispatcher = Dispatcher(self.broker_url, self.database, self.ledger, wake=self.waiting.wake)
+        self.collector = Collector(self.broker_url, self.database, self.ledger, self.dispatcher, self.waiting)
 
     def start(self) -> None:
         self.dispatcher.start()
@@ -54,9 +58,25 @@ class World:
         self.collector.stop()
         self.dispatcher.stop()
 
-    def person(self, name: str) -> Person:
+    def restart(self) -> None:
+        """Start anew after :meth:`stop`; requests still reach the parts that were stopped."""
+        self._make_parts()
+        self.start()
+
+    def phase(self, child_id: str) -> str:
+        """Where the service believes a user endpoint to be."""
+        with self.database.reading() as connection:
+            return str(connection.execute(select(Endpoint.phase).where(Endpoint.id == child_id)).scalar_one())
+
+    def forwarded(self, task_group_id: str) -> int:
+        """The number of the latest result of a group that is on its queue."""
+        with self.database.reading() as connection:
+            query = select(ResultQueue.forwarded_seq).where(ResultQueue.task_group_id == task_group_id)
+            return int(connection.execute(query).scalar_one())
+
+    def person(self, name: str) -> Somebody:
         user_id = auth.create_user(self.database, name)
-        return Person(self.app, name, user_id, auth.create_token(self.database, name)[1])
+        return Somebody(self.app, user_id, auth.create_token(self.database, name)[1])
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + TIMEOUT_S
@@ -75,14 +95,44 @@ class World:
         said = {"heartbeat_period": 30, **state}
         self.say(sender_id, queues.HEARTBEATS, wire.StatusReport(sender_id, said))
 
-    def core_endpoint(self, owner: Person, **more: Any) -> CoreEndpoint:
-        answer = owner.post("/v3/endpoints", {"endpoint_name": "core", "metadata": CORE, **more}).done()
+    def core_endpoint(self, owner: Somebody, **more: Any) -> CoreEndpoint:
+        answer = owner.ask("POST", "/v3/endpoints", {"endpoint_name": "core", "metadata": CORE, **more})
         endpoint = CoreEndpoint(self, answer)
         endpoint.heartbeat()
         return endpoint
 
     def task(self, task_id: str) -> Any:
         return self.ledger.tasks([task_id])[0]
+
+
+class Somebody:
+    """A user with a token, who sends requests."""
+
+    def __init__(self, app: Flask, user_id: str, token: str) -> None:
+        self._app = app
+        self.id = user_id
+        self._headers = {"Authorization": f"Bearer {token}"}
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """The body of the answer, which has to be a success."""
+        response = self._app.test_client().open(path, method=method, headers=self._headers, json=body)
+        assert response.status_code == 200, response.get_data()
+        return response.json
+
+    def refused(self, method: str, path: str, body: Any = None) -> tuple[int, str]:
+        """The status and code of an answer that has to be an error."""
+        response = self._app.test_client().open(path, method=method, headers=self._headers, json=body)
+        assert response.status_code >= 400, response.get_data()
+        assert response.json is not None
+        return response.status_code, str(response.json["code"])
+
+    def function(self) -> str:
+        body = {"function_name": "add", "function_code": "4\nst\nx"}
+        return str(self.ask("POST", "/v3/functions", body)["function_uuid"])
+
+    def submit(self, endpoint_id: str, function_id: str, count: int = 1, **more: Any) -> Any:
+        body = {"tasks": {function_id: ["9\n11\n[1, 2]5\n11\n{}"] * count}, **more}
+        return self.ask("POST", f"/v3/endpoints/{endpoint_id}/submit", body)
 
 
 class Listener:
@@ -144,10 +194,11 @@ class CoreEndpoint:
         return json.loads(message.body), message
 
     def start_child(self) -> UserEndpoint:
-        """Obey the next start command; the child consumes its queue and sends its first heartbeat."""
+        """Obey the next start command; the child consumes its queue and has sent its first heartbeat."""
         command, _ = self.take_command()
         child = UserEndpoint(self.world, command["kwargs"]["amqp_creds"])
         child.heartbeat()
+        self.world.wait_until(lambda: self.world.phase(child.id) == "up")
         return child
 
     def close(self) -> None:
@@ -175,5 +226,7 @@ class UserEndpoint:
             self.world.say(self.id, queues.RESULTS, wire.Result(task_id, "11\n3"))
 
     def die(self) -> None:
-        """As after kill -9: the connection closes, nothing more is said."""
+        """As after kill -9: the connection closes, nothing more is said. Returns when the broker has noticed."""
         self.tasks.close()
+        queue = queues.tasks_queue(self.id)
+        self.world.wait_until(lambda: queues.consumers(self.world.broker_url, queue) == 0)
