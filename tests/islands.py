@@ -7,6 +7,7 @@ was started in it when its first process ends. Nothing of it outlives the test p
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ OURS, THEIRS = CHECKOUT / ".venv" / "bin", CHECKOUT / ".venv-globus" / "bin"
 #: Debian's `nobody`, whoever we are.
 NOBODY = 65534
 FIRST_PROCESS = Path(__file__).parent / "globus" / "programs" / "island.py"
+#: Names that are no outside host: the machine's own may not be known where only loopback is.
+OWN_NAMES = {platform.node(), "localhost"}
 TOOLS = ("unshare", "nsenter", "ip", "mount", "setpriv")
 
 
