@@ -52,15 +52,7 @@ class Island:
     @property
     def prefix(self) -> list[str]:
         """What precedes a command so that it runs here, as the unprivileged user."""
-        return self._prefix("--net", "--pid", "--mount", "--wdns=/")
-
-    @property
-    def network_prefix(self) -> list[str]:
-        """As ``prefix``, for whoever wants to signal the command itself: it shares only the network."""
-        return self._prefix("--net")
-
-    def _prefix(self, *namespaces: str) -> list[str]:
-        enter = ["nsenter", f"--target={self._pid}", *namespaces]
+        enter = ["nsenter", f"--target={self._pid}", "--net", "--pid", "--mount", "--wdns=/"]
         if self._by_root:
             user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs"]
         else:

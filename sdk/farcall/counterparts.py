@@ -19,6 +19,7 @@ PACKAGE = b"globus_compute_sdk"
 _THEIRS = {
     ("farcall.shell", "ShellFunction"): "globus_compute_sdk.sdk.shell_function",
     ("farcall.shell", "ShellResult"): "globus_compute_sdk.sdk.shell_function",
+    ("farcall.mpi", "MPIFunction"): "globus_compute_sdk.sdk.mpi_function",
 }
 _OURS = {
     **{(theirs, name): (ours, name) for (ours, name), theirs in _THEIRS.items()},

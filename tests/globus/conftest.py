@@ -43,7 +43,7 @@ def isle() -> Iterator[Island]:
 
 @pytest.fixture(scope="session")
 def broker(isle: Island) -> Iterator[PrivateRabbitMQ]:
-    with private_rabbitmq(isle.writable("rabbitmq"), prefix=isle.network_prefix) as running:
+    with private_rabbitmq(isle.writable("rabbitmq"), prefix=isle.prefix) as running:
         yield running
 
 
@@ -246,6 +246,7 @@ def sessions(service: Service, as_client: dict[str, str]) -> Iterator[dict[str, 
     made = {
         "farcall": Session(service.isle, "farcall", {}),
         "globus": Session(service.isle, "globus", as_client),
+        "globus with a token": Session(service.isle, "globus", {"FLOWS_TOKEN": service.token}),
     }
     try:
         yield made

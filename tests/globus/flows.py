@@ -12,10 +12,10 @@ from typing import Any
 
 SDK = os.environ.get("FLOWS_SDK", "farcall")
 if SDK == "farcall":
-    from farcall import Client, Executor, ShellFunction
+    from farcall import Client, Executor, MPIFunction, ShellFunction
     from farcall import serialize as ways
 else:
-    from globus_compute_sdk import Client, Executor, ShellFunction
+    from globus_compute_sdk import Client, Executor, MPIFunction, ShellFunction
     from globus_compute_sdk import serialize as ways
 
 TIMEOUT_S = 60
@@ -24,6 +24,8 @@ MEGABYTE = 1024 * 1024
 
 Flow = Callable[[Client, str], None]
 FLOWS: dict[str, Flow] = {}
+#: Those that want an endpoint with MPI.
+MPI_FLOWS: dict[str, Flow] = {}
 
 
 def signed_in() -> Client:
@@ -33,7 +35,7 @@ def signed_in() -> Client:
         return Client()
     from globus_sdk import AccessTokenAuthorizer
 
-    return Client(authorizer=AccessTokenAuthorizer(token))
+    return Client(environment="local", authorizer=AccessTokenAuthorizer(token))
 
 
 def flow(function: Flow) -> Flow:
@@ -185,6 +187,22 @@ def a_shell_function_returns_what_the_command_wrote(client, endpoint_id):
         assert failing.result(TIMEOUT_S).returncode == 3
         assert slow.result(TIMEOUT_S).returncode == 124
         assert as_dictionary.result(TIMEOUT_S)["stdout"].strip() == "hi"
+
+
+def mpi_flow(function: Flow) -> Flow:
+    MPI_FLOWS[function.__name__] = function
+    return function
+
+
+@mpi_flow
+def an_mpi_function_starts_as_many_ranks_as_were_asked_for(client, endpoint_id):
+    with Executor(endpoint_id=endpoint_id, client=client) as executor:
+        executor.resource_specification = {"num_nodes": 1, "ranks_per_node": 2, "num_ranks": 2}
+
+        result = executor.submit(MPIFunction("echo {word}"), word="rank").result(TIMEOUT_S)
+
+        assert result.returncode == 0, vars(result)
+        assert result.stdout.count("rank") == 2, result.stdout
 
 
 # -- the Client -------------------------------------------------------------------------------------------------------

@@ -39,3 +39,8 @@ def test_cell(request, isle, sessions, sdk: str, endpoint: str, flow: str) -> No
     endpoint_id = request.getfixturevalue({"ours": "our_endpoint", "theirs": "their_endpoint"}[endpoint])
 
     sessions[sdk].run(flow, endpoint_id)
+
+
+@pytest.mark.parametrize("flow", ["a_call_comes_back", "run_and_get_result_work_without_an_executor"])
+def test_a_token_does_without_environment_and_client(sessions, our_endpoint: str, flow: str) -> None:  # type: ignore[no-untyped-def]
+    sessions["globus with a token"].run(flow, our_endpoint)

@@ -49,7 +49,7 @@ def run(order: dict) -> str:
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(order["timeout_s"])
     try:
-        {**FLOWS, **LIVES}[order["flow"]](signed_in(), order["endpoint_id"])  # noqa: F821
+        {**FLOWS, **MPI_FLOWS, **LIVES}[order["flow"]](signed_in(), order["endpoint_id"])  # noqa: F821
     except BaseException:
         return traceback.format_exc()
     return ""
