@@ -103,14 +103,6 @@ class Island:
                 if stream is not None:
                     stream.close()
 
-    def signal(self, pid: int, number: int) -> None:
-        """Send a signal to a process by the number that it has here, which is the one in its files."""
-        self.run("/bin/kill", f"-{number}", str(pid))
-
-    def processes(self) -> list[psutil.Process]:
-        """Everything that runs here, with the numbers that it has outside."""
-        return psutil.Process(self._pid).children(recursive=True)
-
     def names_asked_for(self) -> list[str]:
         """Every name that a program here has tried to resolve."""
         log = self.folder / "names"
