@@ -9,6 +9,7 @@ from functools import cache
 from types import CellType, FunctionType
 from typing import Any
 
+from farcall import counterparts
 from farcall.source import global_names
 
 PROTOCOL = 4  # what every Python since 3.4 reads
@@ -34,7 +35,10 @@ def dump_whole(value: Any) -> bytes:
 
 def load(pickled: bytes) -> Any:
     # dill's own loader is written in Python and slow; it is needed only for what dill alone can write.
-    if b"dill" not in pickled and b"__builtin__" not in pickled and b"__main__" not in pickled:
+    needs_dill = b"dill" in pickled or b"__builtin__" in pickled or b"__main__" in pickled
+    if counterparts.PACKAGE in pickled:
+        return counterparts.load(pickled, with_dill=needs_dill)
+    if not needs_dill:
         return pickle.loads(pickled)
     import dill
 

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from farcall import counterparts
+
 #: What the shell command `timeout` answers for a command that took too long.
 TIMED_OUT = 124
 #: How long processes have between being asked to end and being ended.
@@ -38,6 +40,9 @@ class ShellResult:
     def __str__(self) -> str:
         shown = self.stdout if self.returncode == 0 else self.stderr
         return f"{self.cmd!r} returned {self.returncode}\n{shown}".rstrip()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return counterparts.reduced(self)
 
 
 class ShellFunction:
@@ -73,6 +78,9 @@ class ShellFunction:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.cmd!r}, walltime={self.walltime!r}, name={self.__name__!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return counterparts.reduced(self)
 
     def __call__(self, **kwargs: Any) -> ShellResult | dict[str, Any]:
         """Run the command here: this is what the worker does."""

@@ -203,6 +203,21 @@ def test_a_start_that_fails_fails_the_tasks_with_what_the_endpoint_says(
     assert core.start_child().take() == again
 
 
+def test_a_start_that_a_dead_predecessors_file_prevents_is_repeated(
+    world: World, ada: Somebody, core: CoreEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farcall_webservice.foreign.PID_FILE_S", 0)
+    ids = submit(ada, core, 2)
+    command, _ = core.take_command()
+    child_id = command["kwargs"]["amqp_creds"]["endpoint_id"]
+
+    text = "PID file content:\n 444\n\n Another instance of this endpoint is running.  Refusing to start."
+    world.report(child_id, error=text, heartbeat_period=3)
+    core.heartbeat()
+
+    assert core.start_child().take(2) == ids
+
+
 def test_what_a_parent_reports_in_its_own_name_leaves_it_online(
     world: World, ada: Somebody, core: CoreEndpoint
 ) -> None:

@@ -205,6 +205,17 @@ def test_the_older_submit_takes_several_endpoints_and_answers_in_order(
     assert len(ada.get(f"/v2/taskgroup/{body['task_group_id']}").done()["tasks"]) == 3
 
 
+def test_the_older_submit_makes_the_group_whose_id_its_sender_made(ada: Person, bob: Person, place: Place) -> None:
+    group_id = "5b1f4c53-4d04-4a8c-8a5e-6e4d8f0f9d6a"
+    request = {"tasks": [[place.function_id, place.endpoint_id, "a"]], "task_group_id": group_id}
+
+    first, second = (ada.post("/v2/submit", request).done() for _ in range(2))
+
+    assert first["task_group_id"] == second["task_group_id"] == group_id
+    assert len(ada.get(f"/v2/taskgroup/{group_id}").done()["tasks"]) == 2
+    bob.get(f"/v2/taskgroup/{group_id}").refused(403, "TASK_GROUP_ACCESS_FORBIDDEN")
+
+
 def test_the_older_submit_is_done_whole_or_not_at_all(
     service: Service, ada: Person, place: Place, unknown_id: str
 ) -> None:

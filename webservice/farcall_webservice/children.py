@@ -203,6 +203,11 @@ class Children:
 
     def start_failed(self, child_id: str, text: str) -> set[str]:
         """Its parent could not start a child: what waits for it fails. Returns the groups that have news."""
+        if foreign.must_only_wait(text):
+            again_at = time.time() + foreign.PID_FILE_S
+            with self._database.writing() as connection:
+                connection.execute(_AWAIT_LONGER, {"child": child_id, "since": again_at - AWAITED_S})
+            return set()
         with self._database.writing() as connection:
             connection.execute(_PHASE, {"child": child_id, "to": Phase.DOWN.value})
         reason = f"The endpoint could not start a user endpoint for this task: {text}"
@@ -246,6 +251,11 @@ _CHILD_AND_PARENT = (
     .where(_ENDPOINTS.c.id == bindparam("child"))
 )
 _PHASE = update(_ENDPOINTS).where(_ENDPOINTS.c.id == bindparam("child")).values(phase=bindparam("to"))
+_AWAIT_LONGER = (
+    update(_ENDPOINTS)
+    .where(_ENDPOINTS.c.id == bindparam("child"), _ENDPOINTS.c.phase == Phase.AWAITED.value)
+    .values(awaited_since=bindparam("since"))
+)
 _AWAIT = (
     update(_ENDPOINTS)
     .where(_ENDPOINTS.c.id == bindparam("child"), _ENDPOINTS.c.phase == bindparam("was"))

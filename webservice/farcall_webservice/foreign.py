@@ -19,6 +19,8 @@ from farcall_webservice import queues
 
 #: A core endpoint refuses a command whose time is more than 180 s off; so the broker need not keep it for longer.
 COMMAND_EXPIRES_S = 170
+#: So long an endpoint takes a file with a process id, which is touched while the process lives, for a sign of life.
+PID_FILE_S = 30
 #: From this version of Globus Compute on every endpoint is a core endpoint.
 ALWAYS_CORE_SINCE = 4
 
@@ -100,6 +102,11 @@ def start_error(report: wire.StatusReport) -> str | None:
     """Why a user endpoint did not start, if that is what the report says."""
     error = report.global_state.get("error")
     return None if error is None else str(error)
+
+
+def must_only_wait(start_error: str) -> bool:
+    """Whether a start failed only because a killed predecessor's file of its process id is still fresh."""
+    return "Another instance of this endpoint is running" in start_error
 
 
 def says_goodbye(report: wire.StatusReport) -> bool:

@@ -165,7 +165,12 @@ def reachable_url(broker_url: str, host: str | None) -> str:
 def queue_infos(endpoint_id: str, connection_url: str) -> dict[str, Any]:
     """The four ``..._queue_info`` objects of a registration's answer."""
     return {
-        "task_queue_info": {"connection_url": connection_url, "queue": tasks_queue(endpoint_id).name, "exchange": ""},
+        "task_queue_info": {
+            "connection_url": connection_url,
+            "queue": tasks_queue(endpoint_id).name,
+            # Endpoints of version 2 ask whether it is there, which the default exchange does not bear, and that is all.
+            "exchange": RESULTS.exchange.name,
+        },
         "command_queue_info": {"connection_url": connection_url, "queue": commands_queue(endpoint_id).name},
         "result_queue_info": _publishing(RESULTS, endpoint_id, connection_url),
         "heartbeat_queue_info": _publishing(HEARTBEATS, endpoint_id, connection_url),

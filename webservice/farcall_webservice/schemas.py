@@ -291,7 +291,10 @@ class OldSubmission(RequestSchema):
         validate=Length(min=1),
         metadata=_said("Each a list of function id, endpoint id, packed arguments."),
     )
-    task_group_id = Id(load_default=nothing, allow_none=True)
+    task_group_id = Id(load_default=nothing, allow_none=True, metadata=_said("One of yours, or a new one's."))
+    create_websocket_queue = Flag(
+        load_default=False, allow_none=True, metadata=_said("What `create_queue` is to newer clients.")
+    )
 
 
 class OldSubmitted(Schema):

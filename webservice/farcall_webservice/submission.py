@@ -65,12 +65,25 @@ def submit(
     return Submitted(receipt, _warning(endpoint, user_endpoint_config))
 
 
-def submit_to_many(caller: Caller, by_endpoint: Mapping[str, Payloads], task_group_id: str | None) -> list[Receipt]:
-    """Like :func:`submit` for several endpoints, in one group. Nothing is written unless all may be."""
+def submit_to_many(
+    caller: Caller, by_endpoint: Mapping[str, Payloads], task_group_id: str | None, *, create_queue: bool = False
+) -> list[Receipt]:
+    """Like :func:`submit` for several endpoints, in one group. Nothing is written unless all may be.
+
+    Who submits this way makes the id of a new group too, so one that is not known yet is made.
+    """
+    own = services()
+    new_group_id = task_group_id or str(uuid.uuid4())
+    if task_group_id is not None and own.ledger.task_group_owner(task_group_id) is None:
+        task_group_id = None
     endpoints = check(caller, by_endpoint, task_group_id)
+    if create_queue and own.result_queues.are_available:
+        own.result_queues.open(caller.id, new_group_id)
     receipts: list[Receipt] = []
     for endpoint_id, payloads in by_endpoint.items():
-        receipt = _write(caller, endpoints[endpoint_id], payloads, task_group_id=task_group_id)
+        receipt = _write(
+            caller, endpoints[endpoint_id], payloads, task_group_id=task_group_id, new_group_id=new_group_id
+        )
         task_group_id = receipt.task_group_id
         receipts.append(receipt)
     return receipts

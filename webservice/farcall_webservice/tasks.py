@@ -114,7 +114,9 @@ def submit_tasks_old(body: dict[str, Any]) -> Response:
     by_endpoint: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for function_id, endpoint_id, payload in body["tasks"]:
         by_endpoint[endpoint_id][function_id].append(payload)
-    receipts = submission.submit_to_many(g.caller, by_endpoint, body["task_group_id"])
+    receipts = submission.submit_to_many(
+        g.caller, by_endpoint, body["task_group_id"], create_queue=bool(body["create_websocket_queue"])
+    )
     made: dict[tuple[str, str], Iterator[str]] = {
         (receipt.endpoint_id, function_id): iter(ids)
         for receipt in receipts
