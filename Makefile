@@ -49,7 +49,7 @@ setup: .venv/installed
 	@touch $@
 
 # Unmodified, and apart from everything of ours. That they cannot be had is no reason to run no tests at all.
-.venv-globus/installed: .venv/installed
+.venv-globus/installed: | setup
 	@echo "Installing Globus Compute into .venv-globus ..."
 	@{ $(PYTHON) -m venv --clear .venv-globus && \
 		.venv-globus/bin/python -m pip install --quiet --disable-pip-version-check $(GLOBUS) && touch $@; } || \
