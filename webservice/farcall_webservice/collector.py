@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 
 from kombu import Connection, Consumer, Message
+from kombu.exceptions import OperationalError
 
 from farcall import wire
 from farcall.errors import WireError
@@ -79,7 +80,7 @@ class Collector:
                 self._wait_for_database()
             except Exception as error:
                 # The one place where the collector must survive whatever happened: results wait for it.
-                expected = (*connection.connection_errors, *connection.channel_errors)
+                expected = (*connection.connection_errors, *connection.channel_errors, OperationalError)
                 if time.monotonic() - started > LONGEST_PAUSE_S:
                     pause = FIRST_PAUSE_S
                 if isinstance(error, expected):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 
 from kombu import Connection
+from kombu.exceptions import OperationalError
 from sqlalchemy import select
 
 from farcall import wire
@@ -146,7 +147,7 @@ class Dispatcher:
                 # The one place where the dispatcher must survive whatever happened: tasks wait for it.
                 if time.monotonic() - started > LONGEST_PAUSE_S:
                     pause = FIRST_PAUSE_S
-                expected = (*connection.connection_errors, *connection.channel_errors)
+                expected = (*connection.connection_errors, *connection.channel_errors, OperationalError)
                 if isinstance(error, UNAVAILABLE):
                     log.warning("the database cannot be used (%s); trying again in %.1f s", cause_of(error), pause)
                 elif isinstance(error, expected):
