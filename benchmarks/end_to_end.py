@@ -1,7 +1,11 @@
 """How fast a function comes back: latency, throughput, CPU and memory of the whole loop.
 
     python benchmarks/end_to_end.py                                   # starts a service and an endpoint of its own
+    python benchmarks/end_to_end.py --setting embedded larger         # one after the other, and their ratio
     python benchmarks/end_to_end.py --service-url URL --endpoint ID   # measures one that runs (token: FARCALL_TOKEN)
+
+The setting `larger` is `web` with two workers and one `collect` on a RabbitMQ and a PostgreSQL that are started for it,
+with their data on this disk; both have to be installed.
 
 Sequential round trips give the latency; bursts of no-ops, all submitted at once and all waited for, the throughput.
 CPU is user and system time of this process and of every process below it (the broker, the service, the agent, the
@@ -22,11 +26,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
+# What starts services and servers for the tests starts them here too.
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from running import RunningService, running_larger_service, running_service
+from servers import private_postgres, private_rabbitmq
 
 BIN = Path(sys.executable).parent
 CONFIGURATION = """\
@@ -47,15 +56,21 @@ class Loop:
     service_url: str
     token: str | None
     endpoint_id: str
-    service_pid: int | None = None
+    #: The service's processes by role, where we started them ourselves.
+    roles: dict[str, list[int]] = field(default_factory=dict)
     agent_pid: int | None = None
 
     def processes(self) -> dict[str, list[psutil.Process]]:
-        """By role: this one, and where we started them ourselves, all others."""
+        """By role: this one, and where we started them ourselves, all others, with what they have started."""
         found = {"client": [psutil.Process()]}
-        if self.service_pid is not None and self.agent_pid is not None:
-            service, agent = psutil.Process(self.service_pid), psutil.Process(self.agent_pid)
-            found |= {"service": [service], "broker": service.children(recursive=True), "agent": [agent]}
+        counted = {pid for pids in self.roles.values() for pid in pids}
+        for role, pids in self.roles.items():
+            family = [child for pid in pids for child in psutil.Process(pid).children(recursive=True)]
+            own = [child for child in family if child.pid not in counted]
+            found[role] = [*map(psutil.Process, pids), *own]
+        if self.agent_pid is not None:
+            agent = psutil.Process(self.agent_pid)
+            found["agent"] = [agent]
             for child in agent.children(recursive=True):
                 role = "interchange" if "interchange" in " ".join(child.cmdline()) else "manager and workers"
                 found.setdefault(role, []).append(child)
@@ -63,35 +78,57 @@ class Loop:
 
 
 @contextmanager
-def own_loop(workers: int) -> Iterator[Loop]:
+def own_loop(setting: str, workers: int) -> Iterator[Loop]:
     """A service and an endpoint in a temporary home."""
-    with tempfile.TemporaryDirectory(prefix="farcall-benchmark-") as home:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("FARCALL_")}
-        environment |= {"FARCALL_HOME": home, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    with (
+        tempfile.TemporaryDirectory(prefix="farcall-benchmark-") as home,
+        SETTINGS[setting](Path(home)) as (service, roles),
+    ):
         directory = Path(home, "benchmark")
 
         def endpoint(*arguments: str) -> None:
-            subprocess.run([BIN / "farcall-endpoint", *arguments], env=environment, check=True, capture_output=True)
+            command = [BIN / "farcall-endpoint", *arguments]
+            subprocess.run(command, env=service.environment, check=True, capture_output=True)
 
-        service = subprocess.Popen(
-            [BIN / "farcall-webservice", "serve", "--port", "0"], env=environment, stdout=subprocess.PIPE, text=True
-        )
+        endpoint("configure", "benchmark")
+        (directory / "config.yaml").write_text(CONFIGURATION.format(workers=workers))
+        endpoint("start", "benchmark")
         try:
-            assert service.stdout is not None
-            service.stdout.readline()
-            endpoint("configure", "benchmark")
-            (directory / "config.yaml").write_text(CONFIGURATION.format(workers=workers))
-            endpoint("start", "benchmark")
-            try:
-                credentials = json.loads(Path(home, "credentials.json").read_text())
-                endpoint_id = json.loads((directory / "endpoint.json").read_text())["endpoint_id"]
-                agent_pid = json.loads((directory / "agent.pid").read_text())["pid"]
-                yield Loop(credentials["service_url"], credentials["token"], endpoint_id, service.pid, agent_pid)
-            finally:
-                endpoint("stop", "benchmark")
+            endpoint_id = json.loads((directory / "endpoint.json").read_text())["endpoint_id"]
+            agent_pid = json.loads((directory / "agent.pid").read_text())["pid"]
+            yield Loop(service.url, service.token, endpoint_id, roles, agent_pid)
         finally:
-            service.terminate()
-            service.wait(timeout=30)
+            endpoint("stop", "benchmark")
+
+
+#: A service, and its processes by role; those that these start belong to them.
+Started = tuple[RunningService, dict[str, list[int]]]
+
+
+@contextmanager
+def embedded(home: Path) -> Iterator[Started]:
+    with running_service(home) as service:
+        broker = [child.pid for child in psutil.Process(service.process.pid).children()]
+        yield service, {"service": [service.process.pid], "broker": broker}
+
+
+@contextmanager
+def larger(home: Path) -> Iterator[Started]:
+    """Several processes, whose servers write to the disk as they would for anybody."""
+    durable = {"fsync": "on", "full_page_writes": "on"}
+    with (
+        private_rabbitmq(home / "rabbitmq") as rabbitmq,
+        private_postgres(home / "postgres", settings=durable) as postgres,
+        running_larger_service(
+            home, database_url=postgres.database(), broker_url=rabbitmq.url, collectors=1
+        ) as service,
+    ):
+        assert rabbitmq.process is not None and postgres.process is not None
+        own = [service.process.pid, *(collector.pid for collector in service.collectors)]
+        yield service, {"service": own, "broker": [rabbitmq.process.pid], "database": [postgres.process.pid]}
+
+
+SETTINGS: dict[str, Callable[[Path], AbstractContextManager[Started]]] = {"embedded": embedded, "larger": larger}
 
 
 class Meter:
@@ -142,7 +179,8 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def measure(loop: Loop, options: argparse.Namespace) -> None:
+def measure(loop: Loop, options: argparse.Namespace) -> dict[str, float]:
+    """Print what one loop does, and return it by name."""
     from farcall import Client, Executor
 
     client = Client(service_url=loop.service_url, token=loop.token)
@@ -153,6 +191,7 @@ def measure(loop: Loop, options: argparse.Namespace) -> None:
         meter = Meter(loop.processes())
 
         trips = [timed(lambda: executor.submit(noop, 0).result(timeout=120)) * 1e3 for _ in range(options.sequential)]
+        figures = {"round trips, p50 ms": percentile(trips, 50)}
         print(
             f"{options.sequential} sequential round trips: "
             f"p50 {percentile(trips, 50):.1f} ms, p99 {percentile(trips, 99):.1f} ms"
@@ -166,6 +205,7 @@ def measure(loop: Loop, options: argparse.Namespace) -> None:
             values = [future.result(timeout=600) for future in futures]
             elapsed = time.perf_counter() - began
             assert values == list(range(count)), "a result is wrong"
+            figures[f"burst of {count:,}, tasks/s"] = count / elapsed
             cpu = {role: used - cpu_before[role] for role, used in meter.cpu_s().items()}
             shares = ", ".join(f"{role} {used / count * 1e6:.0f}" for role, used in cpu.items())
             print(
@@ -175,6 +215,14 @@ def measure(loop: Loop, options: argparse.Namespace) -> None:
             )
         meter.stop()
         print("peak memory: " + ", ".join(f"{role} {mb:.0f} MB" for role, mb in meter.peak_mb.items()))
+    return figures
+
+
+def compare(measured: dict[str, dict[str, float]]) -> None:
+    first, *others = measured
+    for other in others:
+        for name, value in measured[other].items():
+            print(f"{name}: {other} is {value / measured[first][name]:.2f} times {first}")
 
 
 def main() -> None:
@@ -182,6 +230,13 @@ def main() -> None:
     parser.add_argument("--service-url", help="a running service; needs --endpoint")
     parser.add_argument("--endpoint", help="the id of an endpoint of that service")
     parser.add_argument("--workers", type=int, default=2, help="workers of the endpoint that is started (default 2)")
+    parser.add_argument(
+        "--setting",
+        nargs="+",
+        choices=SETTINGS,
+        default=["embedded"],
+        help="the service that is started (default embedded); several are compared with the first",
+    )
     parser.add_argument("--sequential", type=int, default=300, help="round trips one after the other (default 300)")
     parser.add_argument("--bursts", type=int, nargs="*", default=[5000, 20000], help="tasks in each burst")
     options = parser.parse_args()
@@ -190,8 +245,12 @@ def main() -> None:
     if options.service_url:
         measure(Loop(options.service_url, os.environ.get("FARCALL_TOKEN"), options.endpoint), options)
     else:
-        with own_loop(options.workers) as loop:
-            measure(loop, options)
+        measured = {}
+        for setting in options.setting:
+            print(f"-- {setting}")
+            with own_loop(setting, options.workers) as loop:
+                measured[setting] = measure(loop, options)
+        compare(measured)
 
 
 if __name__ == "__main__":

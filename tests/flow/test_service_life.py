@@ -12,9 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 import urllib3
-from running import BIN, RunningService, environment_for, running_service
+from running import BIN, RunningService, environment_for, running_endpoint, running_service
+from servers import PrivatePostgres, PrivateRabbitMQ
 
-from farcall import Client
+from farcall import Client, Executor
 
 
 def family_of(service: RunningService) -> list[psutil.Process]:
@@ -64,6 +65,20 @@ def test_a_stop_answers_who_waits_for_results_instead_of_waiting_with_them(tmp_p
         held.close()
         assert service.process.stderr is not None
         assert "still running" not in service.process.stderr.read()
+
+
+def test_one_process_serves_on_postgresql_and_rabbitmq_too(
+    tmp_path: Path, postgres: PrivatePostgres, rabbitmq: PrivateRabbitMQ
+) -> None:
+    urls = {"FARCALL_DATABASE_URL": postgres.database(), "FARCALL_BROKER_URL": rabbitmq.vhost("one-process")}
+    with running_service(tmp_path, **urls) as service:
+        assert family_of(service) == [psutil.Process(service.process.pid)]
+        with running_endpoint(service) as endpoint:
+            client = Client(service_url=service.url, token=service.token)
+            with Executor(endpoint_id=endpoint.id, client=client) as executor:
+                assert executor.submit(pow, 2, 5).result(60) == 32
+
+        assert service.stop() == 0
 
 
 def test_a_killed_service_takes_its_broker_with_it_and_the_next_one_goes_on(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import IO
 import waitress
 
 from farcall.errors import ConfigurationError
-from farcall_webservice import auth, parts
+from farcall_webservice import auth, larger, parts
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.database import UNAVAILABLE, Database, cause_of
 from farcall_webservice.errors import ApiError
@@ -62,6 +62,8 @@ def serve(config: ServiceConfig) -> None:
             running.callback(broker.stop)
             broker.start()
             config = replace(config, broker_url=broker.url)
+        else:
+            larger.check_broker(config.broker_url, config.queue_type)
         database = running.enter_context(contextlib.closing(Database(config.database_url)))
         _prepare(database)
         _let_this_account_in(config, database, url)

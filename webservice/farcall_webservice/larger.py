@@ -1,4 +1,4 @@
-"""What the processes of the larger setting have in common: they need a PostgreSQL and a broker that are ready."""
+"""The larger setting needs a PostgreSQL and a broker that are ready: what is checked before anything starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 
 from farcall.errors import ConfigurationError
 from farcall_webservice import accounts, queues
-from farcall_webservice.config import ServiceConfig
+from farcall_webservice.config import QueueType, ServiceConfig
 from farcall_webservice.database import UNAVAILABLE, Database, cause_of
 
 
@@ -29,15 +29,23 @@ def check(config: ServiceConfig, command: str) -> None:
             "--broker-url amqp://user:password@host:5672/vhost or in FARCALL_BROKER_URL"
         )
     _check_database(config)
-    queues.use_queue_type(config.queue_type)
-    _check_broker(config.broker_url)
+    check_broker(config.broker_url, config.queue_type)
 
 
-def log_to_standard_error() -> None:
-    """Where systemd and containers expect it."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
-    )
+def check_broker(broker_url: str, queue_type: QueueType) -> None:
+    """Raise :class:`ConfigurationError` unless the broker can be used, with queues of this type."""
+    queues.use_queue_type(queue_type)
+    with queues.connect(broker_url) as connection:
+        name = f"{connection.hostname}:{connection.port or ''}/{connection.virtual_host or ''}"
+        try:
+            queues.declare(broker_url, queues.RESULTS, queues.HEARTBEATS)
+        except PreconditionFailed as error:
+            raise ConfigurationError(
+                f"a queue of the broker {name} is not what FARCALL_QUEUE_TYPE says: {error.message}. Let that be the "
+                "type that the queue has, or remove the queue while no endpoint runs (rabbitmqctl delete_queue results)"
+            ) from error
+        except (*connection.connection_errors, *connection.channel_errors, OSError) as error:
+            raise ConfigurationError(f"the broker {name} cannot be used: {error}") from error
 
 
 def _check_database(config: ServiceConfig) -> None:
@@ -56,15 +64,8 @@ def _check_database(config: ServiceConfig) -> None:
         )
 
 
-def _check_broker(broker_url: str) -> None:
-    with queues.connect(broker_url) as connection:
-        name = f"{connection.hostname}:{connection.port or ''}/{connection.virtual_host or ''}"
-        try:
-            queues.declare(broker_url, queues.RESULTS, queues.HEARTBEATS)
-        except PreconditionFailed as error:
-            raise ConfigurationError(
-                f"a queue of the broker {name} is not what FARCALL_QUEUE_TYPE says: {error.message}. Let that be the "
-                "type that the queue has, or remove the queue while no endpoint runs (rabbitmqctl delete_queue results)"
-            ) from error
-        except (*connection.connection_errors, *connection.channel_errors, OSError) as error:
-            raise ConfigurationError(f"the broker {name} cannot be used: {error}") from error
+def log_to_standard_error() -> None:
+    """Where systemd and containers expect it."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
+    )
