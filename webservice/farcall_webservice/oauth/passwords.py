@@ -95,7 +95,7 @@ def wait_after(failures: int) -> float:
 def _token_of(database: Database, user_id: str, secret: str) -> str | None:
     """The id of the token, if it is one. A token that a client was given would let the client go on for ever."""
     row = issuing.find_access_token(database, secret.strip())
-    usable = row is not None and row.user_id == user_id and row.client_id is None and not issuing.has_ended(row)
+    usable = row is not None and row.user_id == user_id and row.client_id is None and not auth.has_ended(row)
     return row.id if row is not None and usable else None
 
 

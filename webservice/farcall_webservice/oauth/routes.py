@@ -60,7 +60,7 @@ def _form(example: dict[str, str], *, required: tuple[str, ...], security: list[
     failures=(400, 401, 413),
     needs_token=False,
     described=_form(
-        {"grant_type": "client_credentials", "scope": scopes.COMPUTE_SCOPE},
+        {"grant_type": "client_credentials", "scope": auth.COMPUTE_SCOPE},
         required=("grant_type",),
         security=[{"client": []}, {}],
         grant_type="`client_credentials`, `authorization_code` or `refresh_token`.",
