@@ -162,7 +162,7 @@ def test_a_password_is_read_from_a_pipe_or_asked_for_twice(home: Path) -> None:
     assert "battery" not in asked.output
     assert nobody.output == "error: there is no user 'eve'\n"
     database = Database(ServiceConfig.from_environment().database_url)
-    assert passwords.log_in(database, "ada", "battery staple")
+    assert passwords.log_in(database, "ada", "battery staple", "here")
     database.close()
 
 

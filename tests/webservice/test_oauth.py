@@ -619,6 +619,7 @@ def test_what_is_long_over_is_swept_away_a_few_at_a_time(
     service: Service, browser: Browser, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweeping, "AT_ONCE", 2)
+    monkeypatch.setattr(sweeping, "ROUNDS", 1)
     done(browser.exchange(browser.code("ada", ada.token)))
     done(browser.exchange(browser.code("ada", ada.token)))
     with service.database.writing() as connection:

@@ -158,7 +158,7 @@ class SigningKey(Base):
 
 
 class LoginFailure(Base):
-    """How often the password of a name was tried in vain of late. ``subject`` is the SHA-256 of the name."""
+    """How often passwords were tried in vain of late. ``subject`` is made of hashes of a name and an address."""
 
     __tablename__ = "login_failures"
 
