@@ -22,14 +22,15 @@ CHALLENGE = base64.urlsafe_b64encode(hashlib.sha256(VERIFIER.encode()).digest())
 class Browser:
     """Somebody without a token: a browser, or a program that has yet to log in."""
 
-    def __init__(self, app: Flask) -> None:
+    def __init__(self, app: Flask, address: str = "127.0.0.1") -> None:
         self._app = app
+        self._from = {"REMOTE_ADDR": address}
 
     def get(self, path: str, **more: Any) -> TestResponse:
-        return self._app.test_client().get(path, **more)
+        return self._app.test_client().get(path, environ_overrides=self._from, **more)
 
     def post(self, path: str, form: dict[str, Any], **more: Any) -> TestResponse:
-        return self._app.test_client().post(path, data=form, **more)
+        return self._app.test_client().post(path, data=form, environ_overrides=self._from, **more)
 
     def ask_to_log_in(self, **changes: Any) -> TestResponse:
         return self.get("/auth/v2/oauth2/authorize", query_string=login_request(**changes))

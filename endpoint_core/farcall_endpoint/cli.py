@@ -218,7 +218,9 @@ def doctor(name: Name = DEFAULT_NAME) -> None:
 @app.command()
 def login(
     service_url: Annotated[str | None, typer.Option(help="Where the service is.")] = None,
-    token: Annotated[str | None, typer.Option(help="Asked for if it is not given.")] = None,
+    token: Annotated[
+        str | None, typer.Option(help="Better left out, and typed when asked or piped in: others see commands.")
+    ] = None,
     client_id: Annotated[str | None, typer.Option(help="Log in as a client, whose secret is asked for.")] = None,
 ) -> None:
     """Keep a service's address and a token for it, once the service has accepted them."""

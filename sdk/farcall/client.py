@@ -94,7 +94,9 @@ class Client:
             )
 
     def logout(self) -> None:
-        """Forget the login that is kept for this account, and end the token that a client's id and secret gave.
+        """Forget the login to this service that is kept for this account.
+
+        A token that a client's id and secret gave is ended too.
 
         A token that was passed in, or that is in ``FARCALL_TOKEN``, stays good.
         """

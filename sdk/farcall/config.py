@@ -1,4 +1,7 @@
-"""Where the service is and as whom to log in: environment first, then ``$FARCALL_HOME/credentials.json``."""
+"""Where the service is and as whom to log in: our variables, then the credentials file, then Globus's variables.
+
+A secret in a variable of Globus's programs may be for Globus alone, so it is used only where nothing of Farcall's is.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,13 @@ from urllib.parse import urlsplit
 from farcall.errors import ConfigurationError
 
 DEFAULT_SERVICE_URL = "http://localhost:5000"
-#: A client's id and secret. The later names are what Globus Compute's and funcX's programs read.
-CLIENT_VARIABLES = (
-    ("FARCALL_CLIENT_ID", "FARCALL_CLIENT_SECRET"),
+#: A client's id and secret: ours, and what Globus Compute's and funcX's programs read.
+OWN_VARIABLES = ("FARCALL_CLIENT_ID", "FARCALL_CLIENT_SECRET")
+GLOBUS_VARIABLES = (
     ("GLOBUS_COMPUTE_CLIENT_ID", "GLOBUS_COMPUTE_CLIENT_SECRET"),
     ("FUNCX_SDK_CLIENT_ID", "FUNCX_SDK_CLIENT_SECRET"),
 )
+CLIENT_VARIABLES = (OWN_VARIABLES, *GLOBUS_VARIABLES)
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -29,6 +33,10 @@ class Settings:
     token: str | None = field(default=None, repr=False)
     client_id: str | None = None
     client_secret: str | None = field(default=None, repr=False)
+
+    @property
+    def names_somebody(self) -> bool:
+        return bool(self.token or self.client_id)
 
 
 def home(environment: Mapping[str, str] | None = None) -> Path:
@@ -46,8 +54,9 @@ def credentials_path() -> Path:
 def load(service_url: str | None = None, token: str | None = None) -> Settings:
     """Put together what was passed, the environment, and the credentials file.
 
-    A token goes before a client's id and secret, and the environment before the file. What the file holds goes only to
-    the file's own service: another URL gets no secret that was not meant for it.
+    A token goes before a client's id and secret, our variables before the file, and the file before the variables of
+    Globus. What the file holds goes only to the file's own service: another URL gets no secret that was not meant for
+    it.
     """
     stored = read_credentials()
     url = service_url or os.environ.get("FARCALL_SERVICE_URL") or (stored.service_url if stored else None)
@@ -55,30 +64,30 @@ def load(service_url: str | None = None, token: str | None = None) -> Settings:
     token = token or os.environ.get("FARCALL_TOKEN")
     if token:
         return Settings(url, token)
-    client = _client_of_environment()
-    if client is not None:
-        return Settings(url, None, *client)
-    if stored is not None and _same_service(stored.service_url, url):
+    client = _client_in(OWN_VARIABLES)
+    if client is None and stored is not None and stored.names_somebody and same_service(stored.service_url, url):
         return replace(stored, service_url=url)
-    return Settings(url)
+    # Only as far as they are needed: half a client of Globus is nothing to somebody who has another login.
+    client = client or next(filter(None, map(_client_in, GLOBUS_VARIABLES)), None)
+    return Settings(url, None, *(client or ()))
 
 
 def login_variable() -> str | None:
-    """The variable of the environment that says as whom to log in, if one does."""
+    """The variable of the environment that goes before what is kept, if one is set."""
     if os.environ.get("FARCALL_TOKEN"):
         return "FARCALL_TOKEN"
-    return next((name for name, secret in CLIENT_VARIABLES if os.environ.get(name) and os.environ.get(secret)), None)
+    return OWN_VARIABLES[0] if _client_in(OWN_VARIABLES) else None
 
 
-def _client_of_environment() -> tuple[str, str] | None:
-    for id_name, secret_name in CLIENT_VARIABLES:
-        client_id, secret = os.environ.get(id_name), os.environ.get(secret_name)
-        if client_id and secret:
-            return client_id, secret
-        # An id alone means something to Globus's programs, so only ours is missed a secret.
-        if secret or (client_id and id_name == "FARCALL_CLIENT_ID"):
-            there, missing = (secret_name, id_name) if secret else (id_name, secret_name)
-            raise ConfigurationError(f"{there} is set, but {missing} is not: set both, or neither")
+def _client_in(variables: tuple[str, str]) -> tuple[str, str] | None:
+    id_name, secret_name = variables
+    client_id, secret = os.environ.get(id_name), os.environ.get(secret_name)
+    if client_id and secret:
+        return client_id, secret
+    # An id alone means something to Globus's programs, so only ours is missed a secret.
+    if secret or (client_id and variables == OWN_VARIABLES):
+        there, missing = (secret_name, id_name) if secret else (id_name, secret_name)
+        raise ConfigurationError(f"{there} is set, but {missing} is not: set both, or neither")
     return None
 
 
@@ -139,7 +148,8 @@ def check_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def _same_service(one: str, other: str) -> bool:
+def same_service(one: str, other: str) -> bool:
+    """Whether two URLs lead to the same service; this machine has several names."""
     return _place(one) == _place(other)
 
 

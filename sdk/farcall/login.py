@@ -105,10 +105,18 @@ class StoredLogin:
         return self._login is not getattr(self._sent, "login", None) or self._login.renew()
 
     def forget(self) -> None:
-        """Remove the credentials file, and end the token that a client's id and secret gave."""
-        config.remove_credentials()
-        if isinstance(self._login, ClientLogin):
-            self._login.forget()
+        """Remove the credentials file if it is for this service, and end the token that a client's id and secret gave.
+
+        What is left after that, in variables of the environment, is used from then on.
+        """
+        url, login = self._settings.service_url, self._login
+        stored = config.read_credentials()
+        if stored is not None and config.same_service(stored.service_url, url):
+            config.remove_credentials()
+        self._settings = config.load(url)
+        self._login = _login(self._settings)
+        if isinstance(login, ClientLogin):
+            login.forget()
 
 
 def _login(settings: config.Settings) -> Credentials:

@@ -30,21 +30,35 @@ def test_the_environment_comes_before_the_file(monkeypatch: pytest.MonkeyPatch) 
     assert config.load() == config.Settings("https://farcall.example.org", "fc_environment")
 
 
-@pytest.mark.parametrize(("id_name", "secret_name"), config.CLIENT_VARIABLES)
-def test_a_clients_id_and_secret_come_before_the_file_and_after_a_token(
-    monkeypatch: pytest.MonkeyPatch, id_name: str, secret_name: str
-) -> None:
+def test_a_clients_id_and_secret_come_before_the_file_and_after_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_credentials("http://127.0.0.1:5001", "fc_file")
-    monkeypatch.setenv(id_name, "client")
-    monkeypatch.setenv(secret_name, "secret")
+    monkeypatch.setenv("FARCALL_CLIENT_ID", "client")
+    monkeypatch.setenv("FARCALL_CLIENT_SECRET", "secret")
 
     loaded = config.load()
 
     assert (loaded.token, loaded.client_id, loaded.client_secret) == (None, "client", "secret")
-    assert config.login_variable() == id_name
+    assert config.login_variable() == "FARCALL_CLIENT_ID"
     monkeypatch.setenv("FARCALL_TOKEN", "fc_environment")
     assert config.load() == config.Settings("http://127.0.0.1:5001", "fc_environment")
     assert config.login_variable() == "FARCALL_TOKEN"
+
+
+@pytest.mark.parametrize(("id_name", "secret_name"), config.GLOBUS_VARIABLES)
+def test_a_secret_that_may_be_for_globus_is_used_only_where_there_is_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, id_name: str, secret_name: str
+) -> None:
+    monkeypatch.setenv(id_name, "client")
+    monkeypatch.setenv(secret_name, "secret")
+    assert config.load() == config.Settings("http://localhost:5000", None, "client", "secret")
+
+    config.write_credentials("http://127.0.0.1:5001", "fc_file")
+
+    assert config.load() == config.Settings("http://127.0.0.1:5001", "fc_file")
+    assert config.login_variable() is None
+    # Nor does half of one disturb.
+    monkeypatch.delenv(id_name)
+    assert config.load().token == "fc_file"
 
 
 @pytest.mark.parametrize(

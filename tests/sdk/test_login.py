@@ -143,6 +143,38 @@ def test_a_stored_client_that_was_exchanged_is_looked_up_again(issuer: Issuer, s
     assert transport.get("/v2/x") == "in"
 
 
+def test_a_client_that_was_stored_is_let_in_no_more_after_a_logout(issuer: Issuer) -> None:
+    config.write_credentials(issuer.url, client_id="client", client_secret=SECRET)
+    client = Client(do_version_check=False, service_url=issuer.url)
+    assert client.transport.get("/v2/x") == "in"
+
+    client.logout()
+
+    with pytest.raises(Unauthenticated):
+        client.transport.get("/v2/x")
+    assert (len(issuer.given), issuer.ended) == (1, ["one"])
+
+
+def test_a_token_that_was_stored_is_sent_no_more_after_a_logout(issuer: Issuer) -> None:
+    issuer.given.append("fc_file")
+    config.write_credentials(issuer.url, "fc_file")
+    client = Client(do_version_check=False)
+    assert client.transport.get("/v2/x") == "in"
+
+    client.logout()
+
+    with pytest.raises(Unauthenticated):
+        client.transport.get("/v2/x")
+
+
+def test_logging_out_leaves_the_login_to_another_service_alone(issuer: Issuer) -> None:
+    config.write_credentials("http://elsewhere.example.org", "fc_elsewhere")
+
+    Client(service_url=issuer.url, do_version_check=False).logout()
+
+    assert config.load().token == "fc_elsewhere"
+
+
 def test_logging_out_removes_the_file_but_touches_no_token_that_was_passed_in(issuer: Issuer) -> None:
     config.write_credentials(issuer.url, "fc_file")
     Client(service_url=issuer.url, token="fc_mine", do_version_check=False).logout()

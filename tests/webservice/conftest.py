@@ -125,7 +125,7 @@ class Person:
 class Service:
     """An application with a database of its own."""
 
-    def __init__(self, home: Path, database_url: str) -> None:
+    def __init__(self, home: Path, database_url: str, **settings: Any) -> None:
         config = ServiceConfig.from_environment({}, home=home, database_url=database_url)
         self.config = replace(
             config,
@@ -135,6 +135,7 @@ class Service:
             max_batch_bytes=5000,
             max_request_bytes=20_000,
             max_batch_tasks=20,
+            **settings,
         )
         self.database = Database(config.database_url)
         self.ledger = Ledger(self.database)

@@ -82,6 +82,8 @@ def test_names_are_given_once_and_have_to_be_readable(service: Service, ada: Per
         auth.create_user(service.database, "ada")
     with pytest.raises(ConfigurationError, match="cannot name a group"):
         auth.create_group(service.database, " ")
+    with pytest.raises(ConfigurationError, match="without blanks around"):
+        auth.create_user(service.database, "eve ")
     with pytest.raises(ConfigurationError, match="there is no user 'eve'"):
         auth.create_token(service.database, "eve")
 

@@ -136,7 +136,10 @@ def test_a_token_is_revoked_by_the_id_that_the_list_shows(home: Path) -> None:
 
 
 def test_a_client_is_made_with_its_user_and_revoked_by_the_id_that_the_list_shows(home: Path) -> None:
-    printed = dict(line.split("=", 1) for line in run("client", "create", "robot").output.splitlines())
+    created = run("client", "create", "robot")
+    printed = dict(line.split("=", 1) for line in created.stdout.splitlines())
+    assert created.stderr == "There was no user robot; there is one now.\n"
+    assert run("client", "create", "robot", "--name", "another").stderr == ""
     client_id, secret = printed["FARCALL_CLIENT_ID"], printed["FARCALL_CLIENT_SECRET"]
 
     listed = run("client", "list").output
@@ -158,11 +161,12 @@ def test_a_password_is_read_from_a_pipe_or_asked_for_twice(home: Path) -> None:
     nobody = CliRunner().invoke(app, ["user", "password", "eve"], input="battery staple\nbattery staple\n")
     short = CliRunner().invoke(app, ["user", "password", "ada", "--stdin"], input="short\n")
 
+    assert "`user logout ada` ends the logins" in piped.output
     assert (piped.exit_code, asked.exit_code, nobody.exit_code, short.exit_code) == (0, 0, 1, 1)
     assert "battery" not in asked.output
     assert nobody.output == "error: there is no user 'eve'\n"
     database = Database(ServiceConfig.from_environment().database_url)
-    assert passwords.log_in(database, "ada", "battery staple")
+    assert passwords.log_in(database, "ada", "battery staple", "here")
     database.close()
 
 

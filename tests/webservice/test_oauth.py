@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from joserfc import jwt
@@ -20,6 +20,7 @@ from logins import (
     code_in,
     done,
     login_request,
+    problem_in,
     refused,
 )
 from sqlalchemy import func, select, update
@@ -278,7 +279,7 @@ def test_a_code_is_good_only_with_all_that_belongs_to_it(
 
     answer = browser.exchange(**{"code": code, **changes})
 
-    refused(answer, 401 if error == "invalid_client" and answer.status_code == 401 else 400, error)
+    refused(answer, 400, error)
     # A mistake does not use it up: whoever guesses would have to guess the verifier too.
     assert browser.exchange(code).status_code == 200
 
@@ -302,6 +303,28 @@ def test_a_code_is_good_for_ten_minutes(service: Service, browser: Browser, ada:
     refused(browser.exchange(code), 400, "invalid_grant")
 
     assert row.expires_at - row.created_at == 600
+
+
+def test_the_redirect_uri_is_named_at_a_login_even_if_the_client_has_just_one(service: Service) -> None:
+    page = "https://site.example.org/back"
+    site, _ = clients.create(service.database, "site", redirect_uris=[page])
+
+    answer = Browser(service.app).ask_to_log_in(client_id=site, redirect_uri=None)
+
+    assert (answer.status_code, answer.location) == (400, None)
+    assert "redirect_uri" in problem_in(answer)
+
+
+def test_a_code_whose_exchange_failed_for_want_of_a_key_can_be_exchanged_again(
+    service: Service, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser = Browser(service.app)
+    code = browser.code("ada", ada.token)
+    with monkeypatch.context() as broken:
+        broken.setattr(keys, "_kept", lambda _: "not a key")
+        assert browser.exchange(code).status_code == 500
+
+    assert "id_token" in done(browser.exchange(code))
 
 
 def test_a_client_with_a_page_of_its_own_logs_people_in(service: Service, browser: Browser, ada: Person) -> None:
@@ -421,6 +444,94 @@ def test_logging_a_user_out_ends_all_logins_but_not_the_tokens_of_token_create(
     assert browser.userinfo(bobs["access_token"]).status_code == 200
 
 
+def test_a_token_ends_with_the_logins_that_it_was_used_for(service: Service, browser: Browser, ada: Person) -> None:
+    code, unused = browser.code("ada", ada.token), browser.code("ada", ada.token)
+    first = done(browser.exchange(code))
+    renewed = done(browser.refresh(first["refresh_token"]))
+
+    revoke(browser, ada.token)
+
+    for token in (first["access_token"], renewed["access_token"]):
+        refused(browser.userinfo(token), 401, "invalid_token")
+    assert browser.whoami(first["other_tokens"][0]["access_token"]).status_code == 401
+    refused(browser.refresh(first["refresh_token"]), 400, "invalid_grant")
+    refused(browser.exchange(unused), 400, "invalid_grant")
+
+
+def test_a_login_by_a_token_that_expires_ends_with_it(service: Service, browser: Browser, ada: Person) -> None:
+    _, short = auth.create_token(service.database, "ada", expires_days=1, label="short")
+
+    tokens = done(browser.exchange(browser.code("ada", short)))
+    renewed = done(browser.refresh(tokens["refresh_token"]))
+
+    for lifetime_s in (tokens["expires_in"], renewed["expires_in"]):
+        assert lifetime_s == pytest.approx(86_400, abs=60)
+    with service.database.writing() as connection:
+        parent = connection.execute(select(Token.expires_at).where(Token.label == "short")).scalar_one()
+        ends = connection.execute(select(RefreshToken.expires_at)).scalars().all()
+        connection.execute(update(Token).where(Token.label == "short").values(expires_at=time.time() - 1))
+    assert set(ends) == {parent}
+    refused(browser.refresh(tokens["refresh_token"]), 400, "invalid_grant")
+
+
+@pytest.mark.parametrize("end", ["log out", "revoke the token", "end the refresh token"])
+def test_what_ended_after_it_was_looked_at_gives_nothing_more(
+    service: Service, browser: Browser, ada: Person, end: str
+) -> None:
+    secret = done(browser.exchange(browser.code("ada", ada.token)))["refresh_token"]
+    unused = browser.code("ada", ada.token)
+    token = issuing.find_refresh_token(service.database, secret)
+    code = issuing.find_code(service.database, unused, clients.GLOBUS_COMPUTE)
+    assert token is not None and code is not None
+
+    if end == "log out":
+        issuing.end_logins(service.database, "ada")
+    else:
+        revoke(browser, ada.token if end == "revoke the token" else secret)
+
+    renewed = issuing.renew(service.database, clients.GLOBUS_COMPUTE, token, secret, "", 60)
+    exchanged = issuing.exchange_code(service.database, clients.GLOBUS_COMPUTE, code, 60)
+    assert renewed is None
+    assert (exchanged is None) == (end != "end the refresh token")
+
+
+def test_a_client_that_was_revoked_after_it_had_proved_itself_gets_no_token(
+    service: Service, robot: tuple[str, str]
+) -> None:
+    client = clients.find(service.database, robot[0])
+    assert client is not None
+
+    clients.revoke(service.database, client.id)
+
+    assert issuing.tokens_of_client(service.database, client, COMPUTE, 60) is None
+
+
+def test_no_token_survives_a_logout_that_comes_while_it_is_made(
+    service: Service, browser: Browser, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = done(browser.exchange(browser.code("ada", ada.token)))["refresh_token"]
+    under_way, logged_out, issue = threading.Event(), threading.Event(), issuing._issued
+
+    def slowly(*arguments: Any, **more: Any) -> dict[str, Any]:
+        under_way.set()
+        # The logout gets as far as it can, which should not be to its end.
+        assert not logged_out.wait(0.3)
+        return issue(*arguments, **more)
+
+    def log_out() -> None:
+        assert under_way.wait(30)
+        issuing.end_logins(service.database, "ada")
+        logged_out.set()
+
+    monkeypatch.setattr(issuing, "_issued", slowly)
+    with ThreadPoolExecutor(2) as threads:
+        renewal, logout = threads.submit(Browser(service.app).refresh, secret), threads.submit(log_out)
+        renewed, _ = renewal.result(), logout.result()
+
+    assert renewed.status_code == 200
+    assert browser.userinfo(done(renewed)["access_token"]).status_code == 401
+
+
 # -- asking about tokens and people -----------------------------------------------------------------------------------
 
 
@@ -508,6 +619,7 @@ def test_what_is_long_over_is_swept_away_a_few_at_a_time(
     service: Service, browser: Browser, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweeping, "AT_ONCE", 2)
+    monkeypatch.setattr(sweeping, "ROUNDS", 1)
     done(browser.exchange(browser.code("ada", ada.token)))
     done(browser.exchange(browser.code("ada", ada.token)))
     with service.database.writing() as connection:

@@ -6,22 +6,25 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from logins import CODE_PAGE, COMPUTE, NATIVE, Browser, done, problem_in, refused
-from sqlalchemy import func, select, update
+from logins import CODE_PAGE, COMPUTE, NATIVE, Browser, done, login_request, problem_in, refused
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.exc import OperationalError
 
 from farcall.errors import ConfigurationError
 from farcall_webservice import auth
 from farcall_webservice.models import LoginFailure, User
-from farcall_webservice.oauth import clients, passwords, sweeping
+from farcall_webservice.oauth import clients, guessing, pages, passwords, routes, sweeping
 
 if TYPE_CHECKING:
     from conftest import Person, Service
 
 PASSWORD = "correct horse"
+FREE_ATTEMPTS = guessing.OF_NAME.free_attempts
 
 
 @pytest.fixture
@@ -54,19 +57,23 @@ def test_the_page_says_who_asks_for_what_and_carries_the_request(browser: Browse
 
 
 def test_nothing_on_the_pages_comes_from_elsewhere_or_can_run_or_be_framed(browser: Browser) -> None:
-    for page in (
-        browser.ask_to_log_in(),
-        browser.get("/auth/v2/web/auth-code?code=x"),
-        browser.ask_to_log_in(scope=""),
-    ):
-        policy = page.headers["Content-Security-Policy"] if page.status_code != 303 else "default-src 'none'"
-        assert policy.startswith("default-src 'none'")
+    login, code = browser.ask_to_log_in(), browser.get("/auth/v2/web/auth-code?code=x")
+    refused = browser.ask_to_log_in(client_id=None)
+
+    assert [page.status_code for page in (login, code, refused)] == [200, 200, 400]
+    for page in (login, code, refused):
+        policy = dict(each.split(" ", 1) for each in page.headers["Content-Security-Policy"].split("; "))
+        assert policy.pop("style-src").startswith("'sha256-")
+        # After a login the client's page may lead on to anywhere, and browsers hold that against the form.
+        assert policy.pop("form-action") == ("'self' http: https:" if page is login else "'none'")
+        assert policy == {"default-src": "'none'", "base-uri": "'none'", "frame-ancestors": "'none'"}
         assert "script" not in page.text and "http" not in re.sub("<input[^>]*>", "", page.text)
-    page = browser.ask_to_log_in()
-    assert "form-action 'self' http://localhost;" in page.headers["Content-Security-Policy"]
-    assert "frame-ancestors 'none'" in page.headers["Content-Security-Policy"]
-    assert page.headers["Cache-Control"] == "no-store"
-    assert page.headers["Referrer-Policy"] == "no-referrer"
+        assert page.headers["Cache-Control"] == "no-store"
+        assert page.headers["Referrer-Policy"] == "no-referrer"
+
+
+def test_the_form_is_sent_to_where_it_came_from_below_whatever_address(browser: Browser) -> None:
+    assert 'action="authorize"' in browser.ask_to_log_in().text
 
 
 @pytest.mark.parametrize("name", ["state", "prefill_named_grant"])
@@ -78,14 +85,20 @@ def test_what_a_link_brings_is_shown_as_text(browser: Browser, name: str) -> Non
     assert "<script>" not in page.text and "&lt;script&gt;" in page.text
 
 
-def test_the_code_page_shows_a_code_or_the_reason_as_text(browser: Browser) -> None:
+def test_the_code_page_shows_a_code_as_text(browser: Browser) -> None:
     code = browser.get("/auth/v2/web/auth-code", query_string={"code": '"><script>'})
-    reason = browser.get("/auth/v2/web/auth-code", query_string={"error": "e", "error_description": "<script>"})
     nothing = browser.get("/auth/v2/web/auth-code")
 
-    assert "readonly" in code.text and "<script>" not in code.text + reason.text
-    assert problem_in(reason) == "&lt;script&gt;"
+    assert "readonly" in code.text and "<script>" not in code.text
     assert "There is no code here" in nothing.text
+
+
+@pytest.mark.parametrize(("error", "said"), [("access_denied", "cancelled"), ("Call 555-0100", "refused what")])
+def test_the_code_page_gives_reasons_in_words_of_our_own_alone(browser: Browser, error: str, said: str) -> None:
+    page = browser.get("/auth/v2/web/auth-code", query_string={"error": error, "error_description": "Call 555-0100"})
+
+    assert said in problem_in(page)
+    assert "555" not in page.text
 
 
 # -- where it leads ---------------------------------------------------------------------------------------------------
@@ -136,14 +149,16 @@ def test_programs_on_the_same_machine_and_our_own_page_may_be_led_to(
         "javascript:alert(1)",
         "//localhost/",
         "http://localhost/#fragment",
-        CODE_PAGE + "?more=1&x",
+        "http://[::1%x; frame-ancestors *;y]/",
+        "http://[::1]evil.example/",
+        "http://[::1].evil.example/",
+        "http://[fe80::1]/",
+        # Our own page by another address, and with more behind it.
+        "http://farcall.example.org/auth/v2/web/auth-code",
+        "https://localhost/auth/v2/web/auth-code?more=1",
     ],
 )
 def test_nobody_is_led_elsewhere(browser: Browser, ada: Person, redirect_uri: str) -> None:
-    if redirect_uri.startswith(CODE_PAGE):
-        # Our own page with more behind it counts as any page of this machine.
-        redirect_uri = redirect_uri.replace("localhost", "farcall.example.org")
-
     for answer in (
         browser.ask_to_log_in(redirect_uri=redirect_uri),
         browser.log_in("ada", ada.token, redirect_uri=redirect_uri),
@@ -205,10 +220,22 @@ def test_a_client_without_pages_of_its_own_logs_nobody_in(service: Service, brow
 
 
 @pytest.mark.parametrize(
-    "uri", ["http://site.example.org/", "ftp://x/", "https://", "https://a;b/", "https://a b/", "x"]
+    ("uri", "why"),
+    [
+        ("http://site.example.org/", "https://... is needed"),
+        ("ftp://x/", "https://... is needed"),
+        ("https://", "https://... is needed"),
+        ("x", "https://... is needed"),
+        ("https://a;b/", "the character ';'"),
+        ("https://a b/", "the character ' '"),
+        ("https://a/\n", r"the character '\\n'"),
+        ("https://\u00fc.example.org/", "the character 'ü'"),
+    ],
 )
-def test_a_page_that_cannot_be_led_to_is_not_registered(service: Service, uri: str) -> None:
-    with pytest.raises(ConfigurationError, match="cannot be a redirect URI"):
+def test_a_page_that_cannot_be_led_to_is_not_registered_and_the_reason_is_said(
+    service: Service, uri: str, why: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"cannot be a redirect URI: {why}"):
         clients.create(service.database, "site", redirect_uris=[uri])
 
 
@@ -227,19 +254,33 @@ def test_a_password_logs_in_and_only_a_slow_hash_is_kept(
 
 
 @pytest.mark.parametrize(
-    ("name", "secret"),
-    [("ada", "wrong horse"), ("eve", PASSWORD), ("bob", ""), ("bob", "x"), ("", PASSWORD), ("a\0da", PASSWORD)],
+    ("name", "secret"), [("ada", "wrong horse"), ("eve", PASSWORD), ("bob", "a secret"), ("a\0da", PASSWORD)]
 )
 def test_others_are_not_let_in_and_not_told_which_of_the_two_is_wrong(
     browser: Browser, ada_by_password: Person, bob: Person, name: str, secret: str
 ) -> None:
     page = browser.log_in(name, secret)
 
-    assert page.status_code in (400, 403)
-    assert problem_in(page)
-    if page.status_code == 403:
-        assert problem_in(page) == "That name and that password or token do not belong together."
-    assert f'value="{secret}"' not in page.text or not secret
+    assert page.status_code == 403
+    assert problem_in(page) == "That name and that password or token do not belong together."
+    assert secret not in page.text
+
+
+@pytest.mark.parametrize(("name", "secret"), [("ada", ""), ("", PASSWORD), (" ", PASSWORD)])
+def test_a_name_and_a_secret_are_both_needed(browser: Browser, name: str, secret: str) -> None:
+    page = browser.log_in(name, secret)
+
+    assert (page.status_code, "Both fields" in problem_in(page)) == (400, True)
+
+
+def test_what_was_typed_as_a_name_is_logged_only_if_it_is_one(
+    browser: Browser, ada: Person, caplog: pytest.LogCaptureFixture
+) -> None:
+    browser.log_in(PASSWORD, "ada")
+    browser.log_in("ada", "wrong horse")
+
+    assert PASSWORD not in caplog.text and "wrong horse" not in caplog.text
+    assert "a name that nobody has" in caplog.text and "'ada'" in caplog.text
 
 
 def test_a_token_lets_in_its_own_user_alone(service: Service, browser: Browser, ada: Person, bob: Person) -> None:
@@ -268,14 +309,14 @@ def test_a_login_by_a_token_goes_on_no_longer_than_the_token(service: Service, b
 def test_after_some_failures_each_one_makes_the_next_wait_longer(
     service: Service, browser: Browser, ada_by_password: Person
 ) -> None:
-    for _ in range(passwords.FREE_ATTEMPTS):
+    for _ in range(FREE_ATTEMPTS):
         assert browser.log_in("ada", "wrong").status_code == 403
 
     blocked = browser.log_in("ada", PASSWORD)
 
     assert (blocked.status_code, blocked.headers["Retry-After"]) == (429, "2")
     assert problem_in(blocked) == "Too many failed attempts. Try again in 2 seconds."
-    # A token cannot be guessed: its owner is not locked out by somebody else's attempts.
+    # A token cannot be guessed.
     assert browser.log_in("ada", ada_by_password.token).status_code == 303
     with service.database.writing() as connection:
         connection.execute(update(LoginFailure).values(blocked_until=time.time() - 1))
@@ -287,31 +328,112 @@ def test_a_success_clears_the_count_and_so_do_a_day_and_a_new_password(
     service: Service, browser: Browser, ada_by_password: Person
 ) -> None:
     def failures() -> list[int]:
+        """Of the address, and of the name from there."""
         with service.database.reading() as connection:
-            return list(connection.execute(select(LoginFailure.failures)).scalars())
+            query = select(LoginFailure.failures).order_by(func.length(LoginFailure.subject))
+            return list(connection.execute(query).scalars())
 
     browser.log_in("ada", "wrong")
     browser.log_in("ada", "wrong")
-    assert failures() == [2]
+    assert failures() == [2, 2]
     browser.log_in("ada", PASSWORD)
-    assert failures() == []
+    # Otherwise one's own password would buy guesses at those of others.
+    assert failures() == [2]
 
     browser.log_in("ada", "wrong")
     passwords.set_password(service.database, "ada", "another one")
-    assert failures() == []
+    assert failures() == [3]
 
     browser.log_in("ada", "wrong")
     with service.database.writing() as connection:
-        connection.execute(update(LoginFailure).values(failures=50, last_at=time.time() - 2 * 86_400))
+        connection.execute(update(LoginFailure).values(failures=70, last_at=time.time() - 2 * 86_400))
     browser.log_in("ada", "wrong")
-    assert failures() == [1]
+    assert failures() == [1, 1]
     with service.database.writing() as connection:
         connection.execute(update(LoginFailure).values(last_at=time.time() - 2 * 86_400))
     sweeping.sweep(service.database)
     assert failures() == []
 
 
-def test_many_attempts_at_once_are_no_more_than_as_many_in_turn(service: Service, ada_by_password: Person) -> None:
+def test_nobody_is_kept_out_by_guesses_from_elsewhere(service: Service, ada_by_password: Person) -> None:
+    stranger = Browser(service.app, "2001:db8:0:1::1")
+    for _ in range(FREE_ATTEMPTS):
+        stranger.log_in("ada", "wrong")
+
+    # One machine can have every address of its network.
+    assert Browser(service.app, "2001:db8:0:1::2").log_in("ada", PASSWORD).status_code == 429
+    assert Browser(service.app, "2001:db8:0:2::1").log_in("ada", PASSWORD).status_code == 303
+
+
+def test_an_address_is_limited_whatever_the_names(
+    service: Service, ada_by_password: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guessing, "OF_ADDRESS", guessing.Limit(3, 30.0, 3600.0))
+    near = Browser(service.app, "192.0.2.1")
+    assert [near.log_in(f"nobody {number}", "guess").status_code for number in range(3)] == [403] * 3
+
+    assert near.log_in("ada", PASSWORD).status_code == 429
+    assert near.log_in("ada", ada_by_password.token).status_code == 303
+    assert Browser(service.app, "192.0.2.2").log_in("ada", PASSWORD).status_code == 303
+
+
+@pytest.mark.parametrize(("proxies", "statuses"), [(0, [429, 429]), (1, [429, 303])])
+def test_a_proxys_word_for_an_address_counts_only_if_the_settings_say_so(
+    tmp_path: Path, database_url: str, make_service: type[Service], proxies: int, statuses: list[int]
+) -> None:
+    service = make_service(tmp_path, database_url, proxies=proxies)
+    service.person("ada")
+    passwords.set_password(service.database, "ada", PASSWORD)
+    browser = Browser(service.app, "10.0.0.1")
+
+    def log_in(password: str, address: str) -> int:
+        form = {**login_request(), "name": "ada", "secret": password, "decision": "allow"}
+        # What the client itself says of its address comes before what the proxy adds.
+        headers = {"X-Forwarded-For": f"192.0.2.99, {address}"}
+        return browser.post("/auth/v2/oauth2/authorize", form, headers=headers).status_code
+
+    for _ in range(FREE_ATTEMPTS):
+        log_in("wrong", "192.0.2.1")
+
+    assert [log_in(PASSWORD, address) for address in ("192.0.2.1", "192.0.2.2")] == statuses
+    service.database.close()
+
+
+def test_whoever_cannot_be_checked_soon_is_asked_to_try_again_and_is_not_counted(
+    service: Service, browser: Browser, ada_by_password: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passwords, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(passwords, "_few_at_once", threading.BoundedSemaphore(1))
+    with passwords._turn():
+        busy = browser.log_in("ada", PASSWORD)
+
+    assert (busy.status_code, busy.headers["Retry-After"]) == (503, "2")
+    assert "Try again" in problem_in(busy)
+    with service.database.reading() as connection:
+        assert connection.execute(select(func.count()).select_from(LoginFailure)).scalar_one() == 0
+    monkeypatch.setattr(passwords, "_in_line", threading.BoundedSemaphore(1))
+    with passwords._turn():
+        assert browser.log_in("ada", PASSWORD).status_code == 503
+    assert browser.log_in("ada", PASSWORD).status_code == 303
+
+
+def test_what_fails_on_the_way_is_a_page_too(
+    service: Service, browser: Browser, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = browser.log_in("ada", "x" * 30_000)
+    with monkeypatch.context() as broken:
+        broken.setattr(passwords, "log_in", unreachable)
+        away = browser.log_in("ada", ada.token)
+
+    assert (long.status_code, away.status_code) == (413, 503)
+    assert "larger than" in problem_in(long) and "cannot use its database" in problem_in(away)
+    assert away.headers["Retry-After"] == "2"
+
+
+def test_many_attempts_at_once_are_no_more_than_as_many_in_turn(
+    service: Service, ada_by_password: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passwords, "PATIENCE_S", 60.0)
     together = threading.Barrier(12)
 
     def guess(number: int) -> int:
@@ -321,19 +443,44 @@ def test_many_attempts_at_once_are_no_more_than_as_many_in_turn(service: Service
     with ThreadPoolExecutor(12) as threads:
         statuses = sorted(threads.map(guess, range(12)))
 
-    assert statuses == [403] * passwords.FREE_ATTEMPTS + [429] * (12 - passwords.FREE_ATTEMPTS)
+    assert statuses == [403] * FREE_ATTEMPTS + [429] * (12 - FREE_ATTEMPTS)
 
 
 def test_a_name_that_nobody_has_is_slowed_down_just_the_same(service: Service, browser: Browser) -> None:
-    statuses = [browser.log_in("nobody", "guess").status_code for _ in range(passwords.FREE_ATTEMPTS + 1)]
+    statuses = [browser.log_in("nobody", "guess").status_code for _ in range(FREE_ATTEMPTS + 1)]
 
-    assert statuses == [403] * passwords.FREE_ATTEMPTS + [429]
-    with service.database.reading() as connection:
-        assert connection.execute(select(func.count()).select_from(LoginFailure)).scalar_one() == 1
+    assert statuses == [403] * FREE_ATTEMPTS + [429]
+
+
+def test_failures_are_swept_away_by_failures_and_a_sweep_that_fails_is_nobodys_business(
+    service: Service, browser: Browser, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def old_and_new() -> list[int]:
+        with service.database.reading() as connection:
+            counts = select(func.count(), func.count().filter(LoginFailure.last_at < 2.0)).select_from(LoginFailure)
+            return list(connection.execute(counts).one())
+
+    rows = [{"subject": str(number), "failures": 1, "last_at": 1.0, "blocked_until": 0.0} for number in range(250)]
+    with service.database.writing() as connection:
+        connection.execute(insert(LoginFailure), rows)
+
+    monkeypatch.setattr(pages, "SWEEPER", sweeping.Sweeper())
+    browser.log_in("nobody", "guess")
+
+    assert old_and_new() == [2, 0]
+    monkeypatch.setattr(pages, "SWEEPER", sweeping.Sweeper())
+    monkeypatch.setattr(routes, "SWEEPER", sweeping.Sweeper())
+    monkeypatch.setattr(sweeping, "sweep", unreachable)
+    assert browser.log_in("nobody", "guess").status_code == 403
+    assert "access_token" in done(browser.exchange(browser.code("ada", ada.token)))
+
+
+def unreachable(*_: object) -> NoReturn:
+    raise OperationalError("SELECT 1", {}, Exception("the server has gone"))
 
 
 def test_the_wait_grows_to_a_quarter_of_an_hour_and_no_further() -> None:
-    waits = [passwords.wait_after(failures) for failures in (1, 4, 5, 6, 7, 13, 14, 1000)]
+    waits = [guessing.OF_NAME.wait_after(failures) for failures in (1, 4, 5, 6, 7, 13, 14, 1000)]
 
     assert waits == [0, 0, 2, 4, 8, 512, 900, 900]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 
 from flask import Flask, Response, g, request
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from farcall_webservice import accounts, auth, docs, endpoints, functions, meta, tasks
 from farcall_webservice.config import ServiceConfig
@@ -59,6 +60,9 @@ def create_app(
         },
     )
     app.url_map.converters["id"] = IdConverter
+    if config.proxies:
+        # Of the address alone: for the rest there is public_url, which nobody can fake.
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=config.proxies, x_proto=0, x_host=0)  # type: ignore[method-assign]
     app.before_request(_name_the_request)
     app.before_request(_authenticate)
     app.before_request(_check_ids)

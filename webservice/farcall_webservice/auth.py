@@ -6,18 +6,21 @@ import hashlib
 import secrets
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, bindparam, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from farcall.errors import ConfigurationError
 from farcall_webservice.database import Database
 from farcall_webservice.errors import ApiError
 from farcall_webservice.fields import iso, uuid_text
-from farcall_webservice.models import Group, Membership, Token, User
-from farcall_webservice.oauth.scopes import COMPUTE_SCOPE
+from farcall_webservice.models import Group, Membership, RefreshToken, Token, User
+
+#: What a token of a client has to be good for to open this interface; the name is that of Globus Compute.
+COMPUTE_SCOPE = "https://auth.globus.org/scopes/facd7ccc-c5f4-42aa-916b-a0e270e2c2a9/all"
 
 #: Tells people and secret scanners what they have found.
 TOKEN_PREFIX = "fc_"
@@ -51,10 +54,13 @@ def check(database: Database, authorization: str | None, scope: str = COMPUTE_SC
     if not rows:
         raise _unauthenticated("INVALID_AUTH_TOKEN", "The service does not know this token: log in again")
     first = rows[0]
-    if first.revoked_at is not None:
-        raise _unauthenticated("INVALID_AUTH_TOKEN", f"This token was revoked at {iso(first.revoked_at)}: log in again")
-    if first.expires_at is not None and first.expires_at <= time.time():
-        raise _unauthenticated("INVALID_AUTH_TOKEN", f"This token expired at {iso(first.expires_at)}: log in again")
+    if has_ended(first):
+        how = (
+            f"expired at {iso(first.expires_at)}"
+            if first.revoked_at is None
+            else f"was revoked at {iso(first.revoked_at)}"
+        )
+        raise _unauthenticated("INVALID_AUTH_TOKEN", f"This token {how}: log in again")
     if first.scope is not None and scope not in first.scope.split():
         raise ApiError(
             403,
@@ -123,14 +129,30 @@ def create_token(
 
 
 def revoke_token(database: Database, token_id: str) -> None:
-    """From now on the token is refused. Doing it twice is no error."""
+    """From now on the token is refused, and whatever a login by it gave. Doing it twice is no error."""
     with database.writing() as connection:
         # PostgreSQL would stumble over a text that is no UUID at all.
-        known = uuid_text(token_id) and connection.execute(select(Token.id).where(Token.id == token_id)).first()
+        wanted = uuid_text(token_id)
+        # Locked first: a login by it that is under way ends before this, or hears of it.
+        known = wanted and connection.execute(select(Token.id).where(Token.id == wanted).with_for_update()).first()
         _id_of(known or None, "token", token_id)
-        connection.execute(
-            update(Token).where(Token.id == token_id, Token.revoked_at.is_(None)).values(revoked_at=time.time())
-        )
+        revoke(connection, lambda table: or_(table.id == wanted, table.by_token_id == wanted))
+
+
+def revoke(connection: Connection, which: Callable[[type[Token] | type[RefreshToken]], ColumnElement[bool]]) -> None:
+    """Refuse these refresh and access tokens from now on.
+
+    Refresh tokens first: whoever is about to use one has locked its row, and what came of it is there to be seen when
+    the access tokens are looked for.
+    """
+    now = time.time()
+    for table in (RefreshToken, Token):
+        connection.execute(update(table).where(which(table), table.revoked_at.is_(None)).values(revoked_at=now))
+
+
+def has_ended(token: Any) -> bool:
+    """Whether the row of an access or refresh token says that it was revoked or has expired."""
+    return token.revoked_at is not None or (token.expires_at is not None and token.expires_at <= time.time())
 
 
 def create_group(database: Database, name: str) -> str:
@@ -176,6 +198,15 @@ def groups_of(database: Database, caller: Caller) -> list[Row[Any]]:
         )
 
 
+def check_name(name: str, what: str) -> None:
+    """Raise :class:`ConfigurationError` if this cannot be a name."""
+    # With blanks around it nobody could log in by it: the login page takes them for slips.
+    if not 1 <= len(name) <= 255 or not name.isprintable() or name != name.strip():
+        raise ConfigurationError(
+            f"{name!r} cannot name a {what}: 1 to 255 printable characters are needed, without blanks around them"
+        )
+
+
 def digest(secret: str) -> str:
     """What is kept of a random secret."""
     # A slow hash protects passwords, which can be guessed. 256 random bits cannot, so one fast round is enough.
@@ -183,8 +214,7 @@ def digest(secret: str) -> str:
 
 
 def _add_named(database: Database, table: type[User] | type[Group], name: str, what: str) -> str:
-    if not name.strip() or len(name) > 255 or not name.isprintable():
-        raise ConfigurationError(f"{name!r} cannot name a {what}: 1 to 255 printable characters are needed")
+    check_name(name, what)
     new_id = str(uuid.uuid4())
     try:
         with database.writing() as connection:

@@ -168,7 +168,7 @@ def set_password(
         else:
             password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
         passwords.set_password(database, name, password)
-        typer.echo(f"{name} can log in with this password.")
+        typer.echo(f"{name} can log in with this password. `user logout {name}` ends the logins there are.")
 
 
 @user.command("logout")
@@ -193,9 +193,13 @@ def create_client(
 ) -> None:
     """Print the id and the secret of a new client. The secret is not kept: whoever loses it needs a new client."""
     with _database(home, database_url) as database:
+        from farcall_webservice import auth
         from farcall_webservice.oauth import clients
 
+        is_new = auth.user_id_of(database, user_name) is None
         client_id, secret = clients.create(database, user_name, name=name, redirect_uris=redirect_uri or ())
+        if is_new:
+            typer.echo(f"There was no user {user_name}; there is one now.", err=True)
         typer.echo(f"FARCALL_CLIENT_ID={client_id}")
         typer.echo(f"FARCALL_CLIENT_SECRET={secret}")
 

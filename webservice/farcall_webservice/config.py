@@ -42,6 +42,8 @@ class ServiceConfig:
     queue_type: QueueType = "classic"
     #: How others reach the service, where that is not the address they name in their requests (a proxy).
     public_url: str | None = None
+    #: Proxies in front of the service whose word is taken for the address of a client (``X-Forwarded-For``).
+    proxies: int = 0
 
     max_function_bytes: int = 10 * MEGABYTE
     #: The packed arguments of one task.
@@ -93,7 +95,9 @@ def _checked(name: str, value: Any, source: str) -> Any:
     if name == "home":
         return Path(value).expanduser().absolute()
     if name in _WHOLE_NUMBERS:
-        return _whole_number(str(value), source, lowest=0 if name == "port" else 1, highest=_WHOLE_NUMBERS[name])
+        return _whole_number(
+            str(value), source, lowest=0 if name in ("port", "proxies") else 1, highest=_WHOLE_NUMBERS[name]
+        )
     if name == "database_url":
         # SQLAlchemy before 2.1 takes the bare scheme for a driver that we do not use.
         url = str(value).replace("postgres://", "postgresql://", 1).replace("postgresql://", "postgresql+psycopg://", 1)
@@ -137,6 +141,7 @@ _VARIABLES = {
 }
 _WHOLE_NUMBERS = {
     "port": 65535,
+    "proxies": 10,
     "workers": 1000,
     "threads": 10_000,
     "max_function_bytes": 1024 * MEGABYTE,

@@ -75,6 +75,8 @@ def serve(config: ServiceConfig) -> None:
             asyncore_use_poll=True,
             max_request_body_size=BODY_LIMIT_FACTOR * config.max_request_bytes,
             ident="farcall",
+            # It would keep from the application what a proxy says of the client's address.
+            clear_untrusted_proxy_headers=not config.proxies,
             threads=THREADS,
         )
         running.callback(server.close)
@@ -162,25 +164,25 @@ def _let_this_account_in(config: ServiceConfig, database: Database, url: str) ->
     """Keep the owner's token where the SDK and the endpoints of this account look for it."""
     kept = config.service_directory / "credentials.json"
     token = _token_in(kept)
-    if token is None or not _is_accepted(database, token):
+    if token is None or _user_of(database, token) is None:
         if OWNER not in (user.name for user in auth.users(database)):
             auth.create_user(database, OWNER)
         _, token = auth.create_token(database, OWNER, label="the account that started the service")
     _write_credentials(kept, url, token)
     shared = config.home / "credentials.json"
     login = _token_in(shared)
-    if login is None or _is_accepted(database, login):
+    if login is None or _user_of(database, login) == OWNER:
         _write_credentials(shared, url, token)
     else:
         log.warning("%s holds another login and was left alone; the owner's is in %s", shared, kept)
 
 
-def _is_accepted(database: Database, token: str) -> bool:
+def _user_of(database: Database, token: str) -> str | None:
+    """Whose it is; None if it is not good."""
     try:
-        auth.check(database, f"Bearer {token}")
+        return auth.check(database, f"Bearer {token}").name
     except ApiError:
-        return False
-    return True
+        return None
 
 
 def _token_in(path: Path) -> str | None:

@@ -52,24 +52,25 @@ def document(error: ApiError) -> dict[str, Any]:
 
 
 def register_error_handlers(app: Flask) -> None:
-    app.register_error_handler(ApiError, _answer)
-    app.register_error_handler(HTTPException, _answer_http_exception)
+    app.register_error_handler(ApiError, answer)
+    app.register_error_handler(HTTPException, lambda error: answer(of_http_exception(error)))
     for unavailable in UNAVAILABLE:
-        app.register_error_handler(unavailable, _answer_database_error)
+        app.register_error_handler(unavailable, lambda error: answer(database_unavailable(error)))
     app.register_error_handler(Exception, _answer_unexpected)
 
 
-def _answer(error: ApiError) -> Response:
-    response = cast(Response, current_app.json.response(document(error)))
+def answer(error: ApiError, /, **more: str) -> Response:
+    """The error's document, with more in it."""
+    response = cast(Response, current_app.json.response({**document(error), **more}))
     response.status_code = error.status
     response.headers.update(error.headers)
     return response
 
 
-def _answer_http_exception(error: HTTPException) -> Response:
+def of_http_exception(error: HTTPException) -> ApiError:
     status = error.code or 500
     headers = {name: value for name, value in error.get_headers() if name in ("Allow", "Retry-After")}
-    return _answer(ApiError(status, _HTTP_CODES.get(status, "REQUEST_MALFORMED"), _http_message(error), headers))
+    return ApiError(status, _HTTP_CODES.get(status, "REQUEST_MALFORMED"), _http_message(error), headers)
 
 
 def _http_message(error: HTTPException) -> str:
@@ -86,19 +87,18 @@ def _http_message(error: HTTPException) -> str:
     return error.description or error.name
 
 
-def _answer_database_error(error: SQLAlchemyError) -> Response:
+def database_unavailable(error: SQLAlchemyError) -> ApiError:
+    """What is answered when the database cannot be used; its cause is logged."""
     log.error("request %s: the database cannot be used: %s", g.get("request_id"), cause_of(error))
-    return _answer(
-        ApiError(
-            503, "DATABASE_UNAVAILABLE", "The service cannot use its database now: try again", {"Retry-After": "2"}
-        )
+    return ApiError(
+        503, "DATABASE_UNAVAILABLE", "The service cannot use its database now: try again", {"Retry-After": "2"}
     )
 
 
 def _answer_unexpected(error: Exception) -> Response:
     log.error("request %s: %s %s failed", g.get("request_id"), request.method, request.path, exc_info=error)
     message = "The service failed to answer; its log says more under this request_id"
-    return _answer(ApiError(500, "INTERNAL_ERROR", message))
+    return answer(ApiError(500, "INTERNAL_ERROR", message))
 
 
 _HTTP_CODES = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "REQUEST_TOO_LARGE", 415: "UNSUPPORTED_MEDIA_TYPE"}

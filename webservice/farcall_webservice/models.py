@@ -87,6 +87,8 @@ class Token(Base):
     resource_server: Mapped[str | None] = mapped_column(String(255))
     #: The login that it came from: the id of its authorization code.
     grant_id: Mapped[str | None] = mapped_column(Id, index=True)
+    #: The token that the person logged in with, where it was no password: this one is good no longer than that one.
+    by_token_id: Mapped[str | None] = mapped_column(Id, index=True)
 
 
 class OAuthClient(Base):
@@ -135,8 +137,8 @@ class RefreshToken(Base):
     client_id: Mapped[str] = mapped_column(Id, index=True)
     user_id: Mapped[str] = mapped_column(Id, ForeignKey("users.id"), index=True)
     grant_id: Mapped[str] = mapped_column(Id, index=True)
-    #: The token that the person logged in with: this one is good no longer than that one.
-    by_token_id: Mapped[str | None] = mapped_column(Id)
+    #: As of an access token.
+    by_token_id: Mapped[str | None] = mapped_column(Id, index=True)
     scope: Mapped[str] = mapped_column(Text)
     resource_server: Mapped[str] = mapped_column(String(255))
     created_at: Mapped[float] = mapped_column(Seconds)
@@ -156,7 +158,7 @@ class SigningKey(Base):
 
 
 class LoginFailure(Base):
-    """How often the password of a name was tried in vain of late. ``subject`` is the SHA-256 of the name."""
+    """How often passwords were tried in vain of late. ``subject`` is made of hashes of a name and an address."""
 
     __tablename__ = "login_failures"
 

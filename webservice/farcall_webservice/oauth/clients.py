@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, update
 
 from farcall.errors import ConfigurationError
 from farcall_webservice import auth
 from farcall_webservice.database import Database
 from farcall_webservice.fields import uuid_text
-from farcall_webservice.models import OAuthClient, RefreshToken, Token, User
+from farcall_webservice.models import OAuthClient, User
 from farcall_webservice.oauth import places
-from farcall_webservice.oauth.scopes import COMPUTE_SCOPE
 
 SECRET_PREFIX = "fcs_"
 
@@ -43,11 +42,11 @@ class Client:
     def get_client_id(self) -> str:
         return self.id
 
-    def get_default_redirect_uri(self) -> str | None:
-        return self.redirect_uris[0] if len(self.redirect_uris) == 1 else None
+    def get_default_redirect_uri(self) -> None:
+        """There is none: a login names its redirect URI, and the exchange of the code repeats it."""
 
     def get_allowed_scope(self, scope: str | None) -> str:
-        return scope or COMPUTE_SCOPE
+        return scope or auth.COMPUTE_SCOPE
 
     def check_redirect_uri(self, redirect_uri: str) -> bool:
         if redirect_uri in self.redirect_uris:
@@ -91,6 +90,14 @@ def find(database: Database, client_id: str) -> Client | None:
     return row and Client(row.id, row.name, row.user_id, row.secret_digest, tuple(row.redirect_uris))
 
 
+def hold(connection: Connection, client: Client) -> bool:
+    """Whether the client is still good; it cannot be revoked before this transaction has ended."""
+    if client == GLOBUS_COMPUTE:
+        return True
+    query = select(OAuthClient.id).where(OAuthClient.id == client.id, OAuthClient.revoked_at.is_(None))
+    return connection.execute(query.with_for_update(read=True)).first() is not None
+
+
 def create(database: Database, user_name: str, *, name: str = "", redirect_uris: Sequence[str] = ()) -> tuple[str, str]:
     """A new client that acts as that user, who is made if there is none: its id and its secret, shown only now.
 
@@ -98,8 +105,8 @@ def create(database: Database, user_name: str, *, name: str = "", redirect_uris:
     """
     for uri in redirect_uris:
         _check_redirect_uri(uri)
-    if len(name) > 255 or not name.isprintable():
-        raise ConfigurationError(f"{name!r} cannot name a client: up to 255 printable characters are possible")
+    if name:
+        auth.check_name(name, "client")
     client_id, secret = str(uuid.uuid4()), SECRET_PREFIX + secrets.token_urlsafe(32)
     user_id = auth.user_id_of(database, user_name) or auth.create_user(database, user_name)
     with database.writing() as connection:
@@ -137,19 +144,17 @@ def listed(database: Database) -> list[Row[Any]]:
 
 def revoke(database: Database, client_id: str) -> None:
     """Refuse the client, and every token that it was given, from now on. Doing it twice is no error."""
-    now = time.time()
     with database.writing() as connection:
         wanted = uuid_text(client_id)
         known = wanted and connection.execute(select(OAuthClient.id).where(OAuthClient.id == wanted)).first()
         if not known:
             raise ConfigurationError(f"there is no client {client_id!r}")
         connection.execute(
-            update(OAuthClient).where(OAuthClient.id == wanted, OAuthClient.revoked_at.is_(None)).values(revoked_at=now)
+            update(OAuthClient)
+            .where(OAuthClient.id == wanted, OAuthClient.revoked_at.is_(None))
+            .values(revoked_at=time.time())
         )
-        for table in (Token, RefreshToken):
-            connection.execute(
-                update(table).where(table.client_id == wanted, table.revoked_at.is_(None)).values(revoked_at=now)
-            )
+        auth.revoke(connection, lambda table: table.client_id == wanted)
 
 
 def _check_redirect_uri(uri: str) -> None:
@@ -158,7 +163,10 @@ def _check_redirect_uri(uri: str) -> None:
         usable = parts.scheme == "https" and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
-    if not (usable or places.is_loopback(uri)) or not uri.isascii() or set(uri) & set("\"\\' ;,#*"):
+    if not (usable or places.is_loopback(uri)):
         raise ConfigurationError(
             f"{uri!r} cannot be a redirect URI: https://... is needed, or http:// with a loopback address"
         )
+    wrong = next((each for each in uri if not "!" <= each <= "~" or each in "\"\\';,#*"), None)
+    if wrong is not None:
+        raise ConfigurationError(f"{uri!r} cannot be a redirect URI: the character {wrong!r} cannot be in it")

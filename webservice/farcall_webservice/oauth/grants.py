@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from authlib.oauth2.rfc6749 import InvalidGrantError, InvalidRequestError, InvalidScopeError, grants
+from authlib.oauth2.rfc6749 import InvalidClientError, InvalidGrantError, InvalidRequestError, InvalidScopeError, grants
 from authlib.oauth2.rfc7636 import CodeChallenge
 from sqlalchemy import Row
 
+from farcall_webservice import auth
 from farcall_webservice.extensions import services
 from farcall_webservice.oauth import identities, issuing, scopes
 from farcall_webservice.oauth.clients import Client
@@ -22,8 +23,10 @@ class ClientCredentials(grants.ClientCredentialsGrant):  # type: ignore[misc]
     TOKEN_ENDPOINT_AUTH_METHODS = CONFIDENTIAL
 
     def create_token_response(self) -> Answer:
-        scope = self.request.payload.scope or scopes.COMPUTE_SCOPE
+        scope = self.request.payload.scope or auth.COMPUTE_SCOPE
         tokens = issuing.tokens_of_client(services().database, self.client, scope, _lifetime_s())
+        if tokens is None:
+            raise InvalidClientError(description="The client was revoked")
         return 200, tokens, self.TOKEN_RESPONSE_HEADER
 
 
@@ -54,12 +57,12 @@ class Code(grants.AuthorizationCodeGrant):  # type: ignore[misc]
 
     def create_token_response(self) -> Answer:
         code = self.request.authorization_code.row
+        # What may fail comes first: once the code is used up, nobody can ask again.
+        signed = {"id_token": identities.id_token(code, _lifetime_s())} if scopes.OPENID in code.scope.split() else {}
         tokens = issuing.exchange_code(services().database, self.client, code, _lifetime_s())
         if tokens is None:
-            raise InvalidGrantError("The code was used already: log in again")
-        if scopes.OPENID in code.scope.split():
-            tokens["id_token"] = identities.id_token(code, _lifetime_s())
-        return 200, tokens, self.TOKEN_RESPONSE_HEADER
+            raise InvalidGrantError("The code was used already, or what it came from has ended: log in again")
+        return 200, {**tokens, **signed}, self.TOKEN_RESPONSE_HEADER
 
 
 class _KeptCode:
@@ -102,8 +105,6 @@ class Refresh(grants.RefreshTokenGrant):  # type: ignore[misc]
         row = issuing.find_refresh_token(services().database, secret)
         if row is None or row.client_id != client.id:
             raise InvalidGrantError("This client was not given this refresh token: log in again")
-        if not issuing.can_be_used(services().database, row):
-            raise InvalidGrantError("The refresh token, or what it came from, was revoked or has expired: log in again")
         if not set(_scopes_of(self.request)) <= set(row.scope.split()):
             raise InvalidScopeError(f"The refresh token is good for no more than: {row.scope}")
         self.request.client, self.request.refresh_token = client, row
@@ -117,6 +118,8 @@ class Refresh(grants.RefreshTokenGrant):  # type: ignore[misc]
             " ".join(_scopes_of(self.request)),
             _lifetime_s(),
         )
+        if tokens is None:
+            raise InvalidGrantError("The refresh token, or what it came from, was revoked or has expired: log in again")
         return 200, tokens, self.TOKEN_RESPONSE_HEADER
 
 

@@ -15,10 +15,15 @@ from typing import Any
 
 from authlib.oauth2.rfc6749 import AccessDeniedError, OAuth2Error
 from flask import Response, render_template, request
+from sqlalchemy.exc import SQLAlchemyError
+from werkzeug.exceptions import HTTPException
 
+from farcall_webservice import auth, errors
+from farcall_webservice.database import UNAVAILABLE
+from farcall_webservice.errors import ApiError
 from farcall_webservice.extensions import services
-from farcall_webservice.oauth import passwords, places, scopes
-from farcall_webservice.oauth.routes import SERVER
+from farcall_webservice.oauth import guessing, passwords, places, scopes
+from farcall_webservice.oauth.routes import SERVER, SWEEPER
 from farcall_webservice.openapi import Blueprint
 
 log = logging.getLogger(__name__)
@@ -101,18 +106,24 @@ def log_in() -> Response:
     name, secret = request.form.get("name", "").strip(), request.form.get("secret", "")
     if not name or not secret:
         return _login_page(grant, name, "Both fields are needed: your name, and your password or a token.", 400)
+    database, address = services().database, request.remote_addr or ""
     try:
-        person = passwords.log_in(services().database, name, secret)
-    except passwords.TooManyFailures as error:
+        person = passwords.log_in(database, name, secret, address)
+    except passwords.Busy:
+        page = _login_page(grant, name, "Too many people are logging in at this moment. Try again.", 503)
+        page.headers["Retry-After"] = "2"
+        return page
+    except guessing.TooManyFailures as error:
         wait_s = math.ceil(error.wait_s)
-        log.warning("login as %r through client %s: too many failures, %d s to wait", name, grant.client.id, wait_s)
+        log.warning("login as %s from %s: too many failures, %d s to wait", _loggable(name), address, wait_s)
         page = _login_page(grant, name, f"Too many failed attempts. Try again in {_in_words(wait_s)}.", 429)
         page.headers["Retry-After"] = str(wait_s)
         return page
     if person is None:
-        log.warning("login as %r through client %s failed", name, grant.client.id)
+        log.warning("login as %s from %s through client %s failed", _loggable(name), address, grant.client.id)
+        SWEEPER.now_and_then(database)
         return _login_page(grant, name, "That name and that password or token do not belong together.", 403)
-    log.info("%r logged in through client %s (%s)", name, grant.client.id, grant.client.name)
+    log.info("%r logged in from %s through client %s (%s)", name, address, grant.client.id, grant.client.name)
     response: Response = SERVER.create_authorization_response(grant=grant, grant_user=person)
     return _uncached(response)
 
@@ -125,17 +136,22 @@ def log_in() -> Response:
     content_type="text/html",
     needs_token=False,
     described={
-        "parameters": [
-            {"in": "query", "name": name, "schema": {"type": "string"}}
-            for name in ("code", "error", "error_description", "state")
-        ]
+        "parameters": [{"in": "query", "name": name, "schema": {"type": "string"}} for name in ("code", "error")]
     },
 )
 def show_code() -> Response:
     """The code to copy into the program that asked for it, or why there is none"""
-    code = request.args.get("code", "")
-    problem = request.args.get("error_description") or request.args.get("error", "")
-    return _page("code.html", code=code[:200], problem=problem[:1000])
+    word = request.args.get("error", "")
+    # Sentences of ours alone: anybody can make a link to this page.
+    problem = _REASONS.get(word, "The service refused what the program asked for.") if word else ""
+    return _page("code.html", code=request.args.get("code", "")[:200], problem=problem)
+
+
+_REASONS = {
+    "access_denied": "The login was cancelled.",
+    "invalid_scope": "The program asked for something that this service does not have.",
+    "unsupported_response_type": "The program asked for a kind of login that this service does not have.",
+}
 
 
 @blueprint.errorhandler(OAuth2Error)  # type: ignore[untyped-decorator]
@@ -143,7 +159,30 @@ def _refuse(error: OAuth2Error) -> Response:
     if error.redirect_uri:
         return _uncached(SERVER.refusal(error))
     # Nothing shows that the redirect URI is the client's, so nobody is led there.
-    return _page("refused.html", status=400, problem=error.get_error_description() or error.error)
+    problem = error.get_error_description() or error.error
+    advice = "Nothing was sent to anybody. Something is wrong with the link or with the program that made it."
+    return _page("refused.html", status=400, problem=problem, advice=advice)
+
+
+def _fail(error: ApiError) -> Response:
+    page = _page(
+        "refused.html", status=error.status, problem=f"{error.message}.", advice="Nothing was sent to anybody."
+    )
+    page.headers.update(error.headers)
+    return page
+
+
+@blueprint.errorhandler(HTTPException)  # type: ignore[untyped-decorator]
+def _fail_over_request(error: HTTPException) -> Response:
+    return _fail(errors.of_http_exception(error))
+
+
+def _fail_over_database(error: SQLAlchemyError) -> Response:
+    return _fail(errors.database_unavailable(error))
+
+
+for _unavailable in UNAVAILABLE:
+    blueprint.register_error_handler(_unavailable, _fail_over_database)
 
 
 def _uncached(response: Response) -> Response:
@@ -157,9 +196,8 @@ def _login_page(grant: Any, name: str = "", problem: str = "", status: int = 200
     return _page(
         "login.html",
         status=status,
-        # Browsers hold the form's policy against where the answer to it leads.
-        form_action=f"'self' {places.origin(grant.redirect_uri)}",
-        action=places.AUTHORIZE,
+        # Browsers hold this against every page that the answer leads to, and those may lead on.
+        form_action="'self' http: https:",
         client=grant.client,
         asked_from=request.values.get("prefill_named_grant", "")[:200],
         goes_to=None if places.is_code_page(grant.redirect_uri) else places.origin(grant.redirect_uri),
@@ -179,6 +217,11 @@ def _page(template: str, *, status: int = 200, form_action: str = "'none'", **va
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["X-Frame-Options"] = "DENY"
     return _uncached(response)
+
+
+def _loggable(name: str) -> str:
+    """What was typed as a name is logged only if it is one: people slip, and type the password there."""
+    return repr(name) if auth.user_id_of(services().database, name) is not None else "a name that nobody has"
 
 
 def _in_words(seconds: int) -> str:

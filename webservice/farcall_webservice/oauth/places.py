@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
+import re
 from urllib.parse import urlsplit
 
 from flask import request
@@ -19,6 +19,9 @@ USERINFO = "/auth/v2/oauth2/userinfo"
 IDENTITIES = "/auth/v2/api/identities"
 CONFIGURATION = "/auth/.well-known/openid-configuration"
 KEYS = "/auth/jwk.json"
+
+#: Strictly: what Python takes for an IPv6 address may hold anything after a percent sign.
+_LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.ASCII | re.IGNORECASE)
 
 
 def base_url() -> str:
@@ -43,15 +46,10 @@ def is_loopback(uri: str) -> bool:
     """Whether this leads to a program on the machine of the browser, on whatever port it found (RFC 8252, 7.3)."""
     try:
         parts = urlsplit(uri)
-        host, usable = parts.hostname or "", parts.port != 0
+        usable = parts.port != 0 and _LOOPBACK.fullmatch(parts.netloc) is not None
     except ValueError:
         return False
-    if parts.scheme != "http" or parts.username is not None or parts.fragment or not usable:
-        return False
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return usable and parts.scheme == "http" and not parts.fragment
 
 
 def origin(uri: str) -> str:

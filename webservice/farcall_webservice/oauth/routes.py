@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from authlib.oauth2.rfc6749 import OAuth2Error
-from flask import Response, current_app, request
+from flask import Response, request
 
 from farcall_webservice import auth, errors
 from farcall_webservice.documents import answer
@@ -20,7 +20,7 @@ from farcall_webservice.openapi import Blueprint
 blueprint = Blueprint("logins", __name__, description="Logins: the built-in token issuer (OAuth 2, OpenID Connect).")
 
 SERVER = make_server()
-_sweeper = Sweeper()
+SWEEPER = Sweeper()
 
 _BEARER: dict[str, Any] = {"security": [{"bearer": []}]}
 _OBJECT = {"type": "object", "additionalProperties": True}
@@ -60,7 +60,7 @@ def _form(example: dict[str, str], *, required: tuple[str, ...], security: list[
     failures=(400, 401, 413),
     needs_token=False,
     described=_form(
-        {"grant_type": "client_credentials", "scope": scopes.COMPUTE_SCOPE},
+        {"grant_type": "client_credentials", "scope": auth.COMPUTE_SCOPE},
         required=("grant_type",),
         security=[{"client": []}, {}],
         grant_type="`client_credentials`, `authorization_code` or `refresh_token`.",
@@ -77,7 +77,7 @@ def create_token() -> Response:
     """Get tokens as a client, for a code of the login page, or for a refresh token"""
     response = SERVER.token_response()
     if response.status_code == 200:
-        _sweeper.now_and_then(services().database)
+        SWEEPER.now_and_then(services().database)
     return response
 
 
@@ -198,11 +198,7 @@ def _refuse(error: OAuth2Error) -> Response:
 @blueprint.errorhandler(ApiError)  # type: ignore[untyped-decorator]
 def _answer(error: ApiError) -> Response:
     word = _WORDS.get(error.code, error.code.lower())
-    document = {**errors.document(error), "error": word, "error_description": error.message}
-    response = cast(Response, current_app.json.response(document))
-    response.status_code = error.status
-    response.headers.update(error.headers)
-    return response
+    return errors.answer(error, error=word, error_description=error.message)
 
 
 #: OAuth's words (RFC 6750, 3.1) for codes of ours.

@@ -6,7 +6,8 @@ of two is given two tokens. The names are those of Globus, because its programs 
 
 from __future__ import annotations
 
-COMPUTE_SCOPE = "https://auth.globus.org/scopes/facd7ccc-c5f4-42aa-916b-a0e270e2c2a9/all"
+from farcall_webservice.auth import COMPUTE_SCOPE
+
 OPENID = "openid"
 
 COMPUTE_SERVER = "funcx_service"

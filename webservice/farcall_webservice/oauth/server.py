@@ -12,7 +12,7 @@ from authlib.oauth2 import OAuth2Request
 from authlib.oauth2.rfc6749 import InvalidClientError, InvalidRequestError, InvalidScopeError, OAuth2Error
 from flask import Request, Response, request
 
-from farcall_webservice import errors
+from farcall_webservice import auth, errors
 from farcall_webservice.extensions import services
 from farcall_webservice.oauth import clients, scopes
 
@@ -86,7 +86,7 @@ class Server(AuthorizationServer):  # type: ignore[misc]
 
     def validate_requested_scope(self, scope: str | None) -> None:
         try:
-            scopes.split(scope or scopes.COMPUTE_SCOPE)
+            scopes.split(scope or auth.COMPUTE_SCOPE)
         except scopes.UnknownScope as error:
             known = ", ".join(scopes.MEANINGS)
             raise InvalidScopeError(f"The scope {error} is unknown here; there are: {known}") from error

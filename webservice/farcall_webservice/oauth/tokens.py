@@ -8,6 +8,7 @@ from authlib.oauth2.rfc6749 import InvalidGrantError, InvalidRequestError
 from flask import request
 from sqlalchemy import Row
 
+from farcall_webservice import auth
 from farcall_webservice.extensions import services
 from farcall_webservice.oauth import issuing, places, scopes
 from farcall_webservice.oauth.clients import Client
@@ -17,8 +18,9 @@ from farcall_webservice.oauth.server import ANY_CLIENT, CONFIDENTIAL, Server
 def revoke(server: Server) -> None:
     """End the token of the request's form, if there is one.
 
-    Whoever has a token may end it; a client that says who it is must be the one that was given it. A refresh token
-    takes the access tokens that came of it along. Raises :class:`OAuth2Error`.
+    Whoever has a token may end it; a client that says who it is must be the one that was given it. With a refresh
+    token end the access tokens that came of it, with a token of `token create` the logins by it. Raises
+    :class:`OAuth2Error`.
     """
     client = server.client_of(ANY_CLIENT) if _names_a_client() else None
     database, secret = services().database, _token()
@@ -29,14 +31,14 @@ def revoke(server: Server) -> None:
     access = issuing.find_access_token(database, secret)
     if access is not None:
         _check_owner(access, client)
-        issuing.revoke_access_token(database, access.id)
+        auth.revoke_token(database, access.id)
 
 
 def introspect(server: Server) -> dict[str, Any]:
     """What a registered client may know of a token that somebody sent to it. Raises :class:`OAuth2Error`."""
     server.client_of(CONFIDENTIAL)
     row = issuing.find_access_token(services().database, _token())
-    if row is None or issuing.has_ended(row):
+    if row is None or auth.has_ended(row):
         return {"active": False}
     document = {
         "active": True,
