@@ -293,7 +293,9 @@ def test_functions_can_be_found_by_what_they_are(client: Client) -> None:
 
 def test_signals_to_the_waiting_client_are_not_swallowed(service: RunningService, endpoint: RunningEndpoint) -> None:
     program = (
-        "from farcall import Executor\nimport time\n"
+        "from farcall import Executor\nimport signal, time\n"
+        # A shell that runs the tests in the background has them ignore the signal.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"executor = Executor(endpoint_id={endpoint.id!r})\n"
         "future = executor.submit(time.sleep, 3)\nprint('submitted', flush=True)\nfuture.result()\n"
     )
