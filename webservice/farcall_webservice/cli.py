@@ -114,10 +114,20 @@ def web(
 
 
 @app.command()
-def collect(database_url: DatabaseUrl = None, broker_url: BrokerUrl = None, queue_type: QueueType = None) -> None:
+def collect(
+    database_url: DatabaseUrl = None,
+    broker_url: BrokerUrl = None,
+    broker_admin_url: BrokerAdminUrl = None,
+    queue_type: QueueType = None,
+) -> None:
     """Bring results in, beside other processes that do: needs PostgreSQL and a broker."""
     with _clear_errors():
-        config = _config(database_url=database_url, broker_url=broker_url, queue_type=queue_type)
+        config = _config(
+            database_url=database_url,
+            broker_url=broker_url,
+            broker_admin_url=broker_admin_url,
+            queue_type=queue_type,
+        )
 
         from farcall_webservice import collect
 
@@ -127,7 +137,7 @@ def collect(database_url: DatabaseUrl = None, broker_url: BrokerUrl = None, queu
 @db.command("upgrade")
 def upgrade(home: Home = None, database_url: DatabaseUrl = None) -> None:
     """Bring the database to this version of the service."""
-    with _database(home, database_url):
+    with _database(home, database_url, migrates=True):
         typer.echo("The database is up to date.")
 
 
@@ -308,8 +318,12 @@ def _config(**options: Any) -> ServiceConfig:
 
 
 @contextmanager
-def _database(home: Path | None, database_url: str | None) -> Iterator[Database]:
-    """The ledger's database, at this version's schema: a user can be added before the first `serve`."""
+def _database(home: Path | None, database_url: str | None, *, migrates: bool = False) -> Iterator[Database]:
+    """The ledger's database, at this version's schema.
+
+    SQLite's is brought there, so that a user can be added before the first `serve`. Processes of another version may
+    be at work on PostgreSQL's: it is changed only where that was asked for.
+    """
     with _clear_errors():
         config = _config(home=home, database_url=database_url)
 
@@ -319,7 +333,10 @@ def _database(home: Path | None, database_url: str | None) -> Iterator[Database]
             config.service_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         database = Database(config.database_url)
         try:
-            database.migrate()
+            if migrates or database.is_sqlite:
+                database.migrate()
+            else:
+                database.require_current()
             yield database
         except UNAVAILABLE as error:
             _end(f"the database cannot be used: {cause_of(error)}")

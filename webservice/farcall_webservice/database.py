@@ -52,6 +52,8 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         parsed = make_url(url)
+        #: For messages, without a password.
+        self.name = f"{parsed.host or 'localhost'}:{parsed.port or 5432}/{parsed.database or ''}"
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         self._write_lock: contextlib.AbstractContextManager[Any] = (
             threading.RLock() if self.is_sqlite else contextlib.nullcontext()
@@ -116,6 +118,14 @@ class Database:
                 "install that version, or name another database"
             ) from error
         return current == scripts.get_current_head()
+
+    def require_current(self) -> None:
+        """Raise :class:`ConfigurationError`, which says what to do, unless the schema is that of this version."""
+        if not self.is_current():
+            raise ConfigurationError(
+                f"the tables of the database {self.name} are not those of this version: "
+                "run `farcall-webservice db upgrade` first"
+            )
 
     def ping(self) -> None:
         """Raise SQLAlchemy's error if the database cannot be used."""
