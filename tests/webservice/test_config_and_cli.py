@@ -55,9 +55,8 @@ def test_an_option_goes_before_its_variable() -> None:
         ((), "--database-url postgresql://"),
         (("--database-url", "postgresql://localhost/ledger"), "--broker-url amqp://"),
         (("--database-url", "postgresql://127.0.0.1:1/ledger", "--broker-url", "amqp://h/"), "127.0.0.1:1/ledger"),
-        (("--queue-type", "fast"), "classic, quorum"),
     ],
-    ids=["no PostgreSQL", "no broker", "no answer", "no such type"],
+    ids=["no PostgreSQL", "no broker", "no answer"],
 )
 @pytest.mark.usefixtures("home")
 def test_the_processes_of_the_larger_setting_say_what_they_need(
@@ -74,6 +73,28 @@ def test_they_want_tables_that_have_been_made_and_a_broker_that_answers(home: Pa
     refused = run("web", *where, code=1).output
     assert "127.0.0.1:1/there" in refused
     assert "secret" not in refused
+
+
+def test_postgresql_is_changed_by_db_upgrade_alone(home: Path, postgres: PrivatePostgres) -> None:
+    where = ("--database-url", postgres.database())
+
+    refused = run("user", "add", "ada", *where, code=1).output
+    assert "not those of this version" in refused and "`farcall-webservice db upgrade` first" in refused
+    # Had it left tables, this would now be refused for another reason or not at all.
+    assert run("user", "list", *where, code=1).output == refused
+    run("db", "upgrade", *where)
+
+    run("user", "add", "ada", *where)
+    assert "ada" in run("user", "list", *where).output
+
+
+@pytest.mark.parametrize("command", ["serve", "web", "collect"])
+@pytest.mark.parametrize(
+    "wrong", [("--queue-type", "fast"), ("--broker-admin-url", "amqp://h/")], ids=lambda words: words[0]
+)
+@pytest.mark.usefixtures("home")
+def test_every_process_takes_what_concerns_the_broker(command: str, wrong: tuple[str, str]) -> None:
+    assert f"option {wrong[0]} " in run(command, *wrong, code=1).output
 
 
 def test_postgresql_is_reached_by_the_driver_that_we_install() -> None:

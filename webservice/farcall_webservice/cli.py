@@ -52,7 +52,6 @@ BrokerAdminUrl = Annotated[
         "each endpoint and user then has an account of their own."
     ),
 ]
-
 QueueType = Annotated[
     str | None,
     typer.Option(help="Of the queues of tasks and results on RabbitMQ: classic or quorum [FARCALL_QUEUE_TYPE]."),
@@ -67,6 +66,7 @@ def serve(
     database_url: DatabaseUrl = None,
     broker_url: BrokerUrl = None,
     broker_admin_url: BrokerAdminUrl = None,
+    queue_type: QueueType = None,
 ) -> None:
     """Run the whole service, with a database and a broker of its own unless told otherwise, until Ctrl-C."""
     with _clear_errors():
@@ -77,6 +77,7 @@ def serve(
             database_url=database_url,
             broker_url=broker_url,
             broker_admin_url=broker_admin_url,
+            queue_type=queue_type,
         )
 
         from farcall_webservice import embedded
@@ -94,6 +95,7 @@ def web(
     ] = None,
     database_url: DatabaseUrl = None,
     broker_url: BrokerUrl = None,
+    broker_admin_url: BrokerAdminUrl = None,
     queue_type: QueueType = None,
 ) -> None:
     """Answer requests, beside other processes that do: needs PostgreSQL, a broker and `collect`."""
@@ -105,6 +107,7 @@ def web(
             threads=threads,
             database_url=database_url,
             broker_url=broker_url,
+            broker_admin_url=broker_admin_url,
             queue_type=queue_type,
         )
 
