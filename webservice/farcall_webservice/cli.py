@@ -335,11 +335,14 @@ def _database(home: Path | None, database_url: str | None, *, migrates: bool = F
         if config.database_url.startswith("sqlite"):
             config.service_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         database = Database(config.database_url)
+        is_new = database.is_sqlite and not Path(database.name).exists()
         try:
             if migrates or database.is_sqlite:
                 database.migrate()
             else:
                 database.require_current()
+            made = "; it is new. Another one is named by --database-url or FARCALL_DATABASE_URL" if is_new else ""
+            typer.echo(f"The database is {database.name}{made}", err=True)
             yield database
         except UNAVAILABLE as error:
             _end(f"the database cannot be used: {cause_of(error)}")

@@ -52,9 +52,11 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         parsed = make_url(url)
-        #: For messages, without a password.
-        self.name = f"{parsed.host or 'localhost'}:{parsed.port or 5432}/{parsed.database or ''}"
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        #: For messages, without a password.
+        self.name = parsed.database or ""
+        if not self.is_sqlite:
+            self.name = f"{parsed.host or 'localhost'}:{parsed.port or 5432}/{self.name}"
         self._write_lock: contextlib.AbstractContextManager[Any] = (
             threading.RLock() if self.is_sqlite else contextlib.nullcontext()
         )
