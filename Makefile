@@ -1,23 +1,27 @@
 # make demo | test | lint | docs | bench | clean -- each sets up what it needs in .venv first. The tests with Globus's
-# own programs need .venv-globus too; where that cannot be installed, they say so and are skipped.
+# own programs need .venv-globus too; where that cannot be installed, they say so and are skipped. Only now and then one
+# needs test-old-clients, which installs three more versions of those programs.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-# texttable 1.7.1 and later break `globus-compute-endpoint list` of 4.19.
-GLOBUS := globus-compute-sdk==4.19.0 globus-compute-endpoint==4.19.0 texttable==1.7.0
+GLOBUS := tests/globus/requirements.txt
+OLD_CLIENTS := $(addprefix .venv-old/,funcx-2.4.0 globus-compute-2.0.0 globus-compute-3.0.0)
 DISTRIBUTIONS := -e ".[dev]" -e "webservice[postgres]" -e endpoint_core -e providers/local
 PACKAGES := sdk/farcall webservice/farcall_webservice endpoint_core/farcall_endpoint \
 	providers/local/farcall_provider_local
 CHECKED := $(PACKAGES) tests examples benchmarks
 
-.PHONY: demo test lint docs bench clean setup
+.PHONY: demo test test-old-clients lint docs bench clean setup
 
 demo: setup
 	@$(BIN)/python examples/demo.py
 
 test: setup .venv-globus/installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-old-clients: setup $(OLD_CLIENTS:%=%/installed)
+	$(BIN)/python -m pytest tests/globus/old_clients.py $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check $(CHECKED)
@@ -32,7 +36,7 @@ bench: setup
 	$(BIN)/python benchmarks/end_to_end.py
 
 clean:
-	rm -rf .venv .venv-globus build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-globus .venv-old build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name '*.egg-info' -prune -exec rm -rf {} +
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -49,8 +53,19 @@ setup: .venv/installed
 	@touch $@
 
 # Unmodified, and apart from everything of ours. That they cannot be had is no reason to run no tests at all.
-.venv-globus/installed: | setup
+.venv-globus/installed: $(GLOBUS) | setup
 	@echo "Installing Globus Compute into .venv-globus ..."
 	@{ $(PYTHON) -m venv --clear .venv-globus && \
-		.venv-globus/bin/python -m pip install --quiet --disable-pip-version-check $(GLOBUS) && touch $@; } || \
+		.venv-globus/bin/python -m pip install --quiet --disable-pip-version-check -r $(GLOBUS) && touch $@; } || \
 		{ rm -rf .venv-globus; echo "... failed; the tests that need it will be skipped."; }
+
+.venv-old/funcx-2.4.0/installed: PINS := funcx==2.4.0 funcx-endpoint==2.4.0
+.venv-old/globus-compute-2.0.0/installed: PINS := globus-compute-endpoint==2.0.0
+.venv-old/globus-compute-3.0.0/installed: PINS := globus-compute-endpoint==3.0.0
+
+# Versions 2 were made for Python 3.11 at the latest.
+$(OLD_CLIENTS:%=%/installed): | setup
+	@echo "Installing $(PINS) ..."
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PINS)
+	@touch $@

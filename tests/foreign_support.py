@@ -17,6 +17,7 @@ from sqlalchemy import select
 
 from farcall import wire
 from farcall_webservice import auth, queues
+from farcall_webservice.accounts import SharedAccount
 from farcall_webservice.app import create_app
 from farcall_webservice.collector import Collector
 from farcall_webservice.config import ServiceConfig
@@ -44,7 +45,14 @@ class World:
         self.ledger = Ledger(self.database)
         self.waiting = Waiting(max_waiters=10)
         self._make_parts()
-        self.app = create_app(self.config, self.database, self.ledger, self.dispatcher, self.waiting)
+        self.app = create_app(
+            self.config,
+            self.database,
+            self.ledger,
+            self.dispatcher,
+            self.waiting,
+            accounts=SharedAccount(broker_url),
+        )
 
     def _make_parts(self) -> None:
         self.dispatcher = Dispatcher(self.broker_url, self.database, self.ledger, wake=self.waiting.wake)

@@ -312,8 +312,9 @@ class PrivatePostgres(_Server):
             [*prefix, str(server), "-D", str(self._data), *options],
             log=folder / "postgres.log",
             environment=_plain_environment(HOME=str(folder)),
-            as_user=_ordinary_user(),
+            as_user=None if prefix else _ordinary_user(),
         )
+        self._prefix = list(prefix)
 
     def _url(self, name: str) -> str:
         return f"postgresql://farcall@127.0.0.1:{self.port}/{name}"
@@ -322,6 +323,7 @@ class PrivatePostgres(_Server):
         """Make the cluster's files."""
         process = _popen(
             [
+                *self._prefix,
                 str(self._initdb),
                 "-D",
                 str(self._data),
@@ -387,11 +389,13 @@ def private_postgres(
 ) -> Iterator[PrivatePostgres]:
     """A PostgreSQL of one's own. ``settings`` are added to its configuration.
 
+    A ``prefix`` must make an ordinary user of root, who may write into ``folder``.
+
     The files of a server that is started by root are in a folder of their own outside ``folder``, whose parents
     the server's user most likely may not enter; it is removed at the end.
     """
     with contextlib.ExitStack() as cleaning:
-        user = _ordinary_user()
+        user = None if prefix else _ordinary_user()
         if user is not None:
             folder = Path(cleaning.enter_context(tempfile.TemporaryDirectory(prefix="farcall-postgres-")))
             os.chown(folder, user.pw_uid, user.pw_gid)

@@ -63,3 +63,19 @@ def test_the_example_of_an_environment_names_settings_that_there_are() -> None:
 
     assert named
     assert set(named) <= VARIABLES
+
+
+def test_the_database_and_the_broker_have_passwords_of_their_own_and_users_get_none_of_them() -> None:
+    composed = COMPOSE["services"]["web"]["environment"]
+    lines = (DEPLOY / "environment.example").read_text().splitlines()
+    example = dict(line.lstrip("#").split("=", 1) for line in lines if re.match("#?FARCALL_", line))
+
+    for settings in (composed, example):
+        database, broker = (passwords(settings[f"FARCALL_{name}_URL"]) for name in ("DATABASE", "BROKER"))
+        assert database and broker and database != broker
+        assert passwords(settings["FARCALL_BROKER_ADMIN_URL"])
+        assert not passwords(settings["FARCALL_BROKER_PUBLIC_URL"])
+
+
+def passwords(url: str) -> list[str]:
+    return re.findall("://[^/@:]*:([^/@]*)@", url)

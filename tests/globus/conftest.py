@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import selectors
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from island_services import LargerService, Service, line_of, wait_until
 from islands import OURS, THEIRS, Island, island, missing_for_islands
-from servers import PrivateRabbitMQ, needs, private_rabbitmq
+from servers import PrivateRabbitMQ, needs, private_postgres, private_rabbitmq
 
 PROGRAMS = Path(__file__).parent / "programs"
-READY_TIMEOUT_S = 60
 #: What unmodified programs are told, and nothing else.
 GLOBUS = {
     "GLOBUS_SDK_ENVIRONMENT": "local",
@@ -43,61 +42,31 @@ def isle() -> Iterator[Island]:
 
 @pytest.fixture(scope="session")
 def broker(isle: Island) -> Iterator[PrivateRabbitMQ]:
-    with private_rabbitmq(isle.writable("rabbitmq"), prefix=isle.prefix) as running:
+    folder = isle.writable("rabbitmq")
+    with private_rabbitmq(folder, prefix=isle.prefix, plugins=["rabbitmq_management"]) as running:
         yield running
-
-
-@dataclass
-class Service:
-    """`farcall-webservice serve` where Globus's programs look for it: on port 5000 of loopback."""
-
-    isle: Island
-    arguments: list[str]
-    process: subprocess.Popen[str] = field(init=False)
-
-    @property
-    def home(self) -> Path:
-        return self.isle.home / ".farcall"
-
-    @property
-    def token(self) -> str:
-        token: str = json.loads((self.home / "credentials.json").read_text())["token"]
-        return token
-
-    @property
-    def log(self) -> Path:
-        return self.home / "service" / "service.log"
-
-    def start(self) -> None:
-        command = [OURS / "farcall-webservice", "serve", *self.arguments]
-        self.process = self.isle.start(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        line = line_of(self.process, READY_TIMEOUT_S)
-        assert "ready at http://127.0.0.1:5000" in line, line
-
-    def stop(self) -> None:
-        self.isle.end(self.process, signal.SIGTERM)
-
-    def command(self, *words: str) -> str:
-        """Run `farcall-webservice` as its owner and return what it prints."""
-        return self.isle.run(OURS / "farcall-webservice", *words).stdout
-
-
-def line_of(process: subprocess.Popen[str], timeout_s: float) -> str:
-    """The next line that a process writes, or what there is of it after so long."""
-    assert process.stdout is not None
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        return process.stdout.readline() if selector.select(timeout_s) else ""
 
 
 @pytest.fixture(scope="session")
-def service(isle: Island, broker: PrivateRabbitMQ) -> Iterator[Service]:
-    running = Service(isle, ["--broker-url", broker.url])
-    running.start()
-    try:
+def service(request: pytest.FixtureRequest, isle: Island, broker: PrivateRabbitMQ) -> Iterator[Service]:
+    """In one process; in several if that is its parameter, ``larger``."""
+    with contextlib.ExitStack() as stack:
+        if getattr(request, "param", "") == "larger":
+            needs("postgres")
+            database = stack.enter_context(private_postgres(isle.writable("postgres"), prefix=isle.prefix))
+            running: Service = LargerService(
+                isle,
+                {
+                    "FARCALL_DATABASE_URL": database.url,
+                    "FARCALL_BROKER_URL": broker.vhost("larger"),
+                    "FARCALL_BROKER_ADMIN_URL": broker.management_url,
+                },
+            )
+        else:
+            running = Service(isle, {"FARCALL_BROKER_URL": broker.url})
+        stack.callback(running.stop)
+        running.start()
         yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture(scope="session")
@@ -159,18 +128,37 @@ class TheirEndpoint:
         self.command("stop", self.name, *options, check=False)
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 45) -> None:
-    """Look again and again until it is so: for what happens in programs that call nobody back."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"it did not come to pass that {what}"
-        time.sleep(0.1)
-
-
 @pytest.fixture(scope="session")
 def new_endpoint(isle: Island, as_client: dict[str, str]) -> Callable[[str], TheirEndpoint]:
     """Makes an endpoint of Globus Compute by its name; configuring and starting it is the test's."""
     return lambda name: TheirEndpoint(isle, as_client, name)
+
+
+@pytest.fixture(scope="session")
+def new_lively_endpoint(new_endpoint: Callable[[str], TheirEndpoint]) -> Callable[[str], TheirEndpoint]:
+    """Starts one whose children start quickly, say often that they live, and end when they have nothing to do."""
+
+    def start(name: str) -> TheirEndpoint:
+        endpoint = new_endpoint(name)
+        endpoint.command("configure", name)
+        (endpoint.directory / "user_config_template.yaml.j2").write_text(LIVELY_TEMPLATE)
+        (endpoint.directory / "user_config_schema.json").write_text(json.dumps(LIVELY_SCHEMA))
+        (endpoint.directory / "config.yaml").write_text("display_name: A lively one\nheartbeat_period: 5\n")
+        endpoint.start()
+        return endpoint
+
+    return start
+
+
+LIVELY_TEMPLATE = """\
+endpoint_setup: ""
+engine:
+  type: {{ engine|default("ThreadPoolEngine") }}
+  max_workers: {{ workers|default(2) }}
+heartbeat_period: 5
+idle_heartbeats_soft: 1
+"""
+LIVELY_SCHEMA = {"type": "object", "properties": {"workers": {"type": "integer"}, "engine": {"type": "string"}}}
 
 
 @pytest.fixture(scope="session")
@@ -261,7 +249,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     isle = getattr(item, "funcargs", {}).get("isle")
     if report.failed and isle is not None:
-        for log in sorted([*isle.home.glob(".farcall/**/*.log"), *isle.home.glob(".globus_compute/**/*.log")]):
+        patterns = ("larger.log", "home/.farcall/**/*.log", "home/.globus_compute/**/*.log")
+        for log in sorted(log for pattern in patterns for log in isle.folder.glob(pattern)):
             lines = log.read_text(errors="replace").splitlines()[-40:]
-            report.sections.append((str(log.relative_to(isle.home)), "\n".join(lines)))
+            report.sections.append((str(log.relative_to(isle.folder)), "\n".join(lines)))
     return report

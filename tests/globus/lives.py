@@ -1,7 +1,7 @@
 """What becomes of tasks when parts of Globus Compute's endpoint end, by themselves or by force.
 
-Run as the flows are, on an endpoint with the template of `test_their_endpoint.py`; the functions that are sent are
-nested ones, so that they travel whole.
+Run as the flows are, on an endpoint of `new_lively_endpoint`; the functions that are sent are nested ones, so that they
+travel whole.
 """
 
 from __future__ import annotations

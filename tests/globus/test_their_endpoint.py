@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pytest
 from islands import OWN_NAMES, Island
 
-TEMPLATE = """\
-endpoint_setup: ""
-engine:
-  type: {{ engine|default("ThreadPoolEngine") }}
-  max_workers: {{ workers|default(2) }}
-heartbeat_period: 5
-idle_heartbeats_soft: 1
-"""
-SCHEMA = {"type": "object", "properties": {"workers": {"type": "integer"}, "engine": {"type": "string"}}}
 LIVES = (
     "a_child_that_cannot_start_fails_its_tasks_in_words",
     "each_configuration_has_a_child_of_its_own",
@@ -26,14 +16,8 @@ LIVES = (
 
 
 @pytest.fixture(scope="module")
-def lively(isle: Island, new_endpoint) -> Iterator:  # type: ignore[no-untyped-def]
-    """An endpoint whose children start quickly, say often that they live, and end when they have nothing to do."""
-    endpoint = new_endpoint("lively")
-    endpoint.command("configure", "lively")
-    (endpoint.directory / "user_config_template.yaml.j2").write_text(TEMPLATE)
-    (endpoint.directory / "user_config_schema.json").write_text(json.dumps(SCHEMA))
-    (endpoint.directory / "config.yaml").write_text("display_name: A lively one\nheartbeat_period: 5\n")
-    endpoint.start()
+def lively(new_lively_endpoint) -> Iterator:  # type: ignore[no-untyped-def, type-arg]
+    endpoint = new_lively_endpoint("lively")
     yield endpoint
     endpoint.stop()
 

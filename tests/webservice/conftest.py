@@ -19,6 +19,7 @@ from werkzeug.test import TestResponse
 
 from farcall import wire
 from farcall_webservice import auth
+from farcall_webservice.accounts import SharedAccount
 from farcall_webservice.app import create_app
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.database import Database
@@ -141,7 +142,14 @@ class Service:
         self.ledger = Ledger(self.database)
         self.outbox = RecordingOutbox()
         self.waiting = WatchedWaiting(max_waiters=2)
-        self.app = create_app(self.config, self.database, self.ledger, self.outbox, self.waiting)
+        self.app = create_app(
+            self.config,
+            self.database,
+            self.ledger,
+            self.outbox,
+            self.waiting,
+            accounts=SharedAccount("memory://"),
+        )
 
     def person(self, name: str) -> Person:
         user_id = auth.create_user(self.database, name)

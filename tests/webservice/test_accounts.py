@@ -15,11 +15,12 @@ from servers import PrivateRabbitMQ, needs, private_rabbitmq
 
 from farcall import Client, Executor
 from farcall.errors import ConfigurationError
-from farcall_webservice import accounts, queues
-from farcall_webservice.accounts import OwnAccounts
+from farcall_webservice import accounts, parts, queues
+from farcall_webservice.accounts import Accounts, OwnAccounts, SharedAccount
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.database import Database
 from farcall_webservice.management import Management, ManagementError
+from farcall_webservice.waiting import Waiting
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +175,21 @@ def test_accounts_need_rabbitmq(tmp_path: Path, database: Database) -> None:
 
     with pytest.raises(ConfigurationError, match="the broker is not RabbitMQ"):
         accounts.make(config, database)
+
+
+def test_a_process_makes_and_remembers_accounts_in_one_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, database: Database
+) -> None:
+    config = ServiceConfig(tmp_path, database.url, broker_url="memory://")
+    made: list[Accounts] = []
+
+    def make(*_: object) -> Accounts:
+        made.append(SharedAccount("memory://"))
+        return made[-1]
+
+    monkeypatch.setattr(accounts, "make", make)
+    with parts.everything(config, database, Waiting(max_waiters=1)) as app:
+        assert [app.extensions[accounts.KEY]] == made
 
 
 def test_everything_works_with_accounts_and_a_deleted_endpoint_is_gone(

@@ -15,7 +15,7 @@ import time
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-from flask import Flask, current_app
+from flask import current_app
 from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 BELIEVED_FOR_S = 30.0
 
 _SECRET = "broker accounts"
-_KEY = "farcall accounts"
+#: Where an application keeps its own.
+KEY = "farcall accounts"
 
 
 class Accounts(Protocol):
@@ -148,10 +149,6 @@ def make(config: ServiceConfig, database: Database) -> Accounts:
     return OwnAccounts(handed_out, Management(config.broker_admin_url, vhost_of(config.broker_url)), database)
 
 
-def init_app(app: Flask, accounts: Accounts) -> None:
-    app.extensions[_KEY] = accounts
-
-
 def url_for_endpoint(endpoint_id: str, reached_as: str | None) -> str:
     """The broker's URL for an endpoint that registers. In a request."""
     try:
@@ -187,7 +184,7 @@ def vhost_of(broker_url: str) -> str:
 
 
 def _own() -> Accounts:
-    accounts: Accounts = current_app.extensions[_KEY]
+    accounts: Accounts = current_app.extensions[KEY]
     return accounts
 
 

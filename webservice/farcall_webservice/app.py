@@ -7,7 +7,9 @@ import uuid
 from flask import Flask, Response, g, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from farcall_webservice import accounts, auth, docs, endpoints, functions, meta, tasks
+from farcall_webservice import auth, docs, endpoints, functions, meta, tasks
+from farcall_webservice.accounts import KEY as ACCOUNTS_KEY
+from farcall_webservice.accounts import Accounts
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.database import Database
 from farcall_webservice.errors import ApiError
@@ -36,14 +38,20 @@ text that this service carries and never opens. Every answer has an `X-Request-I
 
 
 def create_app(
-    config: ServiceConfig, database: Database, ledger: Ledger, dispatcher: Outbox, waiting: Waiting
+    config: ServiceConfig,
+    database: Database,
+    ledger: Ledger,
+    dispatcher: Outbox,
+    waiting: Waiting,
+    *,
+    accounts: Accounts,
 ) -> Flask:
     """Put the application together. Whoever calls this starts and stops what is passed in."""
     if config.broker_url is None:
         raise ValueError("the application needs to know its broker: config.broker_url is None")
     app = Flask(__name__, static_folder=None)
     app.json = OrjsonProvider(app)
-    accounts.init_app(app, accounts.make(config, database))
+    app.extensions[ACCOUNTS_KEY] = accounts
     result_queues = ResultQueues(config.broker_url, database)
     app.extensions[KEY] = Services(config, database, ledger, dispatcher, waiting, result_queues)
     app.config.update(

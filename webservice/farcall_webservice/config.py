@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from farcall.errors import ConfigurationError
 
@@ -101,7 +103,7 @@ def _checked(name: str, value: Any, source: str) -> Any:
     if name == "database_url":
         # SQLAlchemy before 2.1 takes the bare scheme for a driver that we do not use.
         url = str(value).replace("postgres://", "postgresql://", 1).replace("postgresql://", "postgresql+psycopg://", 1)
-        return _url(url, source, DATABASE_SCHEMES, "sqlite:////srv/farcall/ledger.sqlite")
+        return _url(url, source, DATABASE_SCHEMES, "postgresql://user:password@host/name")
     if name == "queue_type" and value not in get_args(QueueType):
         raise ConfigurationError(f"{source} is {str(value)!r}: it must be one of {', '.join(get_args(QueueType))}")
     if name in _URLS:
@@ -131,7 +133,26 @@ def _url(url: str, source: str, schemes: tuple[str, ...], example: str) -> str:
         # The value may hold a password, so only what precedes it is shown.
         scheme = url.partition("//")[0]
         raise ConfigurationError(f"{source} begins with {scheme!r}: a URL such as {example} is needed")
+    if not url.startswith("sqlite") and not _is_readable(url):
+        raise ConfigurationError(
+            f"{source} cannot be read as a URL such as {example}: the port must be a number, and in names and "
+            "passwords the characters @ : / ? # % and blanks are written as %40 %3A %2F %3F %23 %25 %20"
+        )
     return url
+
+
+def _is_readable(url: str) -> bool:
+    """Whether it means what was meant: a password with a character that has a meaning in URLs would shift its parts.
+
+    >>> [_is_readable(f"amqp://me:{word}@host:5672/there") for word in ("p%2Fw", "p/w", "p@w", "p w", "p%w")]
+    [True, False, False, False, False]
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    return url.count("@") == parts.netloc.count("@") <= 1 and not re.search(r"\s|%(?![0-9A-Fa-f]{2})", url)
 
 
 _VARIABLES = {

@@ -53,6 +53,10 @@ class Database:
         self.url = url
         parsed = make_url(url)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        #: For messages, without a password.
+        self.name = parsed.database or ""
+        if not self.is_sqlite:
+            self.name = f"{parsed.host or 'localhost'}:{parsed.port or 5432}/{self.name}"
         self._write_lock: contextlib.AbstractContextManager[Any] = (
             threading.RLock() if self.is_sqlite else contextlib.nullcontext()
         )
@@ -116,6 +120,14 @@ class Database:
                 "install that version, or name another database"
             ) from error
         return current == scripts.get_current_head()
+
+    def require_current(self) -> None:
+        """Raise :class:`ConfigurationError`, which says what to do, unless the schema is that of this version."""
+        if not self.is_current():
+            raise ConfigurationError(
+                f"the tables of the database {self.name} are not those of this version: "
+                "run `farcall-webservice db upgrade` first"
+            )
 
     def ping(self) -> None:
         """Raise SQLAlchemy's error if the database cannot be used."""

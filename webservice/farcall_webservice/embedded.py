@@ -9,7 +9,6 @@ import logging
 import logging.handlers
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from typing import IO
 import waitress
 
 from farcall.errors import ConfigurationError
-from farcall_webservice import auth, larger, parts
+from farcall_webservice import auth, larger, listening, parts
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.database import UNAVAILABLE, Database, cause_of
 from farcall_webservice.errors import ApiError
@@ -48,7 +47,7 @@ def serve(config: ServiceConfig) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.ExitStack() as running:
         lock = running.enter_context(_only_service_of(config))
-        listener = running.enter_context(_listen(config))
+        listener = running.enter_context(listening.listen(config))
         port = int(listener.getsockname()[1])
         url = f"http://{_url_host(config.host)}:{port}"
         lock.write(f"{os.getpid()} {url}")
@@ -111,22 +110,6 @@ def _only_service_of(config: ServiceConfig) -> Iterator[IO[str]]:
             ) from None
         lock.truncate(0)
         yield lock
-
-
-def _listen(config: ServiceConfig) -> socket.socket:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((config.host, config.port))
-        listener.listen(1024)
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise ConfigurationError(
-            f"cannot listen on {config.host} port {config.port}: {error}. "
-            "If another program uses it, choose a free one with --port"
-        ) from error
-    return listener
 
 
 def _end_on_signals(waiting: Waiting) -> None:

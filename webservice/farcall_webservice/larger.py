@@ -7,7 +7,6 @@ import logging
 import sys
 
 from amqp.exceptions import PreconditionFailed
-from sqlalchemy.engine import make_url
 
 from farcall.errors import ConfigurationError
 from farcall_webservice import accounts, queues
@@ -49,19 +48,12 @@ def check_broker(broker_url: str, queue_type: QueueType) -> None:
 
 
 def _check_database(config: ServiceConfig) -> None:
-    url = make_url(config.database_url)
-    name = f"{url.host or 'localhost'}:{url.port or 5432}/{url.database or ''}"
     with contextlib.closing(Database(config.database_url)) as database:
         accounts.make(config, database)
         try:
-            is_current = database.is_current()
+            database.require_current()
         except UNAVAILABLE as error:
-            raise ConfigurationError(f"the database {name} cannot be used: {cause_of(error)}") from error
-    if not is_current:
-        raise ConfigurationError(
-            f"the tables of the database {name} are not those of this version: "
-            "run `farcall-webservice db upgrade` first"
-        )
+            raise ConfigurationError(f"the database {database.name} cannot be used: {cause_of(error)}") from error
 
 
 def log_to_standard_error() -> None:

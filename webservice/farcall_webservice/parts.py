@@ -18,54 +18,55 @@ from farcall_webservice.notices import Listener
 from farcall_webservice.waiting import Waiting
 
 
+class _Parts:
+    """What every process has, and what only some of them run."""
+
+    def __init__(self, config: ServiceConfig, database: Database, waiting: Waiting, *, alone: bool) -> None:
+        assert config.broker_url is not None
+        queues.use_queue_type(config.queue_type)
+        self._config = config
+        self._broker_url = config.broker_url
+        self._database = database
+        self._waiting = waiting
+        self._ledger = Ledger(database)
+        self._accounts = accounts.make(config, database)
+        self.dispatcher = Dispatcher(
+            self._broker_url, database, self._ledger, alone=alone, accounts=self._accounts, wake=waiting.wake
+        )
+
+    def collector(self) -> Collector:
+        return Collector(self._broker_url, self._database, self._ledger, self.dispatcher, self._waiting)
+
+    def app(self) -> Flask:
+        return create_app(
+            self._config, self._database, self._ledger, self.dispatcher, self._waiting, accounts=self._accounts
+        )
+
+
 @contextlib.contextmanager
 def everything(config: ServiceConfig, database: Database, waiting: Waiting) -> Iterator[Flask]:
     """What one process needs to be the whole service."""
-    queues.use_queue_type(config.queue_type)
-    ledger = Ledger(database)
-    dispatcher = Dispatcher(
-        _broker_url(config), database, ledger, alone=True, accounts=accounts.make(config, database), wake=waiting.wake
-    )
-    collector = Collector(_broker_url(config), database, ledger, dispatcher, waiting)
-    with _news(database, waiting), _running(dispatcher), _running(collector):
-        yield create_app(config, database, ledger, dispatcher, waiting)
+    made = _Parts(config, database, waiting, alone=True)
+    with _news(database, waiting), _running(made.dispatcher), _running(made.collector()):
+        yield made.app()
 
 
 @contextlib.contextmanager
 def web(config: ServiceConfig, waiting: Waiting) -> Iterator[Flask]:
     """What answers requests, beside other processes that do."""
-    queues.use_queue_type(config.queue_type)
     with contextlib.closing(Database(config.database_url)) as database:
-        ledger = Ledger(database)
-        dispatcher = Dispatcher(
-            _broker_url(config),
-            database,
-            ledger,
-            alone=False,
-            accounts=accounts.make(config, database),
-            wake=waiting.wake,
-        )
-        with _news(database, waiting), _running(dispatcher):
-            yield create_app(config, database, ledger, dispatcher, waiting)
+        made = _Parts(config, database, waiting, alone=False)
+        with _news(database, waiting), _running(made.dispatcher):
+            yield made.app()
 
 
 @contextlib.contextmanager
 def collecting(config: ServiceConfig) -> Iterator[None]:
     """What brings results in, beside other processes that do. Nobody waits for them in this one."""
-    queues.use_queue_type(config.queue_type)
     with contextlib.closing(Database(config.database_url)) as database:
-        ledger = Ledger(database)
-        dispatcher = Dispatcher(
-            _broker_url(config), database, ledger, alone=False, accounts=accounts.make(config, database)
-        )
-        collector = Collector(_broker_url(config), database, ledger, dispatcher, Waiting(max_waiters=0))
-        with _running(dispatcher), _running(collector):
+        made = _Parts(config, database, Waiting(max_waiters=0), alone=False)
+        with _running(made.dispatcher), _running(made.collector()):
             yield
-
-
-def _broker_url(config: ServiceConfig) -> str:
-    assert config.broker_url is not None
-    return config.broker_url
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any, cast
 from gunicorn.app.base import BaseApplication
 from gunicorn.workers.gthread import ThreadWorker
 
-from farcall_webservice import larger, parts
+from farcall_webservice import larger, listening, parts
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.waiting import Waiting
 
@@ -31,6 +31,8 @@ def serve(config: ServiceConfig) -> None:
     Raises :class:`ConfigurationError` if it cannot start.
     """
     larger.check(config, "web")
+    # Gunicorn would try for seconds, and then say so in many lines.
+    listening.listen(config).close()
     larger.log_to_standard_error()
     _Application(config).run()
 
