@@ -218,8 +218,12 @@ class UserEndpoint:
     def __init__(self, world: World, credentials: dict[str, Any]) -> None:
         self.world = world
         self.id = str(credentials["endpoint_id"])
-        info = credentials["task_queue_info"]
-        self.tasks = Listener(info["connection_url"], info["queue"])
+        self._info = credentials["task_queue_info"]
+        self.connect()
+
+    def connect(self) -> None:
+        """Consume its queue, for the first time or after :meth:`die`."""
+        self.tasks = Listener(self._info["connection_url"], self._info["queue"])
 
     def heartbeat(self, **state: Any) -> None:
         self.world.report(self.id, **{"active": True, **IDLE, **state})
