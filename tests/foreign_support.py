@@ -35,9 +35,13 @@ IDLE, BUSY = {"outstanding_tasks": 0, "pending_tasks": 0}, {"outstanding_tasks":
 
 
 class World:
-    """Application, dispatcher and collector over one database and one virtual host of a broker."""
+    """Application, dispatcher and collector over one database and one virtual host of a broker.
 
-    def __init__(self, home: Path, database_url: str, broker_url: str) -> None:
+    Several that are not ``alone`` are one service of several processes.
+    """
+
+    def __init__(self, home: Path, database_url: str, broker_url: str, *, alone: bool = True) -> None:
+        self._alone = alone
         config = ServiceConfig.from_environment({}, home=home, database_url=database_url)
         self.config = replace(config, broker_url=broker_url)
         self.broker_url = broker_url
@@ -55,7 +59,9 @@ class World:
         )
 
     def _make_parts(self) -> None:
-        self.dispatcher = Dispatcher(self.broker_url, self.database, self.ledger, wake=self.waiting.wake)
+        self.dispatcher = Dispatcher(
+            self.broker_url, self.database, self.ledger, alone=self._alone, wake=self.waiting.wake
+        )
         self.collector = Collector(self.broker_url, self.database, self.ledger, self.dispatcher, self.waiting)
 
     def start(self) -> None:
@@ -83,7 +89,10 @@ class World:
             return int(connection.execute(query).scalar_one())
 
     def person(self, name: str) -> Somebody:
-        user_id = auth.create_user(self.database, name)
+        return self.known_person(name, auth.create_user(self.database, name))
+
+    def known_person(self, name: str, user_id: str) -> Somebody:
+        """Who was made in another process of the service."""
         return Somebody(self.app, user_id, auth.create_token(self.database, name)[1])
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
@@ -226,8 +235,12 @@ class UserEndpoint:
     def __init__(self, world: World, credentials: dict[str, Any]) -> None:
         self.world = world
         self.id = str(credentials["endpoint_id"])
-        info = credentials["task_queue_info"]
-        self.tasks = Listener(info["connection_url"], info["queue"])
+        self._info = credentials["task_queue_info"]
+        self.connect()
+
+    def connect(self) -> None:
+        """Consume its queue, for the first time or after :meth:`die`."""
+        self.tasks = Listener(self._info["connection_url"], self._info["queue"])
 
     def heartbeat(self, **state: Any) -> None:
         self.world.report(self.id, **{"active": True, **IDLE, **state})

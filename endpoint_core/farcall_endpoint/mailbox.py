@@ -227,12 +227,15 @@ def _declare(producer: Producer, address: Address) -> None:
 
 
 def _publish(producer: Producer, address: Address, body: bytes) -> None:
-    properties = {
+    properties: dict[str, Any] = {
         "content_type": "application/json",
         "content_encoding": "utf-8",
         "delivery_mode": 2,
         **{key: value for key, value in (address.properties or {}).items() if value is not None},
     }
+    if "expiration" in properties:
+        # Milliseconds as text in AMQP; Kombu counts in seconds.
+        properties["expiration"] = float(properties["expiration"]) / 1000
     producer.publish(
         body,
         exchange=address.exchange,

@@ -49,8 +49,8 @@ class Broker:
 
     @property
     def addresses(self) -> Addresses:
-        def published(kind: str) -> dict[str, Any]:
-            publish = {"exchange": kind, "routing_key": f"{ME}.{kind}", "mandatory": True}
+        def published(kind: str, **properties: str) -> dict[str, Any]:
+            publish = {"exchange": kind, "routing_key": f"{ME}.{kind}", "mandatory": True, "properties": properties}
             return {"connection_url": self.url, "exchange": kind, "queue": kind, "queue_publish_kwargs": publish}
 
         return Addresses.of(
@@ -58,7 +58,7 @@ class Broker:
                 "task_queue_info": {"connection_url": self.url, "queue": f"{ME}.tasks"},
                 "command_queue_info": {"connection_url": self.url, "queue": f"{ME}.commands"},
                 "result_queue_info": published("results"),
-                "heartbeat_queue_info": published("heartbeats"),
+                "heartbeat_queue_info": published("heartbeats", expiration="60000"),
             }
         )
 
@@ -88,14 +88,18 @@ class Broker:
 
     def read(self, name: str) -> Message:
         """The next message of a queue."""
+        body = self.take(name).body
+        return decode(body.encode() if isinstance(body, str) else bytes(body))
+
+    def take(self, name: str) -> Any:
+        """The same as it came."""
         found: queue.SimpleQueue[Any] = queue.SimpleQueue()
         consumer = self.connection.Consumer([Queue(name)], on_message=found.put, auto_declare=False, no_ack=True)
         consumer.qos(prefetch_count=1)
         with consumer:
             while found.empty():
                 self.connection.drain_events(timeout=PATIENCE_S)
-        body = found.get().body
-        return decode(body.encode() if isinstance(body, str) else bytes(body))
+        return found.get()
 
     def hang_up(self) -> None:
         """Close all connections but our own."""
@@ -270,6 +274,16 @@ def test_a_wrong_password_is_said_in_words_and_the_service_is_asked_at_once(brok
     outbox.addresses = broker.addresses
     outbox.send_report(StatusReport(ME, {"n": 1}))
     assert broker.read("heartbeats") == StatusReport(ME, {"n": 1})
+    outbox.stop(timeout_s=PATIENCE_S)
+
+
+def test_a_heartbeat_expires_as_the_service_wants_it_to(broker: Broker, journal: Journal) -> None:
+    outbox = Outbox(broker.addresses, journal, on_unreachable=lambda: None)
+    outbox.start()
+
+    outbox.send_report(StatusReport(ME, {"n": 1}))
+
+    assert broker.take("heartbeats").properties["expiration"] == "60000"
     outbox.stop(timeout_s=PATIENCE_S)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -206,3 +207,19 @@ def test_everything_works_with_accounts_and_a_deleted_endpoint_is_gone(
         client.delete_endpoint(endpoint.id)
 
         assert f"farcall-endpoint-{endpoint.id}" not in broker.ctl("-q", "list_users")
+
+
+def test_a_management_api_that_hangs_is_asked_once_where_others_wait(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farcall_webservice.management.SHORT_TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        port = hanging.getsockname()[1]
+        own = OwnAccounts("amqp://localhost//", Management(f"http://guest:guest@127.0.0.1:{port}", "/"), database)
+        with pytest.raises(ManagementError, match="does not answer"):
+            own.for_endpoint("an-id", None)
+
+        hanging.setblocking(False)
+        hanging.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            hanging.accept()

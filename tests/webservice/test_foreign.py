@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from foreign_support import BUSY, CORE, CoreEndpoint, Somebody, UserEndpoint, World
+from foreign_support import BUSY, CORE, TIMEOUT_S, CoreEndpoint, Somebody, UserEndpoint, World, listening
+from sqlalchemy import select
 
 from farcall import wire
 from farcall_webservice import foreign, queues
+from farcall_webservice.models import Endpoint
 
 
 @pytest.fixture
@@ -42,6 +46,41 @@ def ended(world: World, *task_ids: str) -> None:
     world.wait_until(lambda: all(world.task(task_id).completed_at for task_id in task_ids))
 
 
+def look_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user endpoint without a connection counts as gone in no time."""
+    monkeypatch.setattr("farcall_webservice.publisher.SETTLED_AFTER_S", 0.0)
+    monkeypatch.setattr("farcall_webservice.children.SECOND_LOOK_S", 0.01)
+
+
+def is_told_nothing(ada: Somebody, core: CoreEndpoint) -> bool:
+    """Whether nothing that the dispatcher has to do by now is a command: two later ones, one by one, come first."""
+    markers = [{"marker": uuid.uuid4().hex} for _ in range(2)]
+    told = []
+    for config in markers:
+        submit(ada, core, user_endpoint_config=config)
+        told.append(core.take_command()[0]["kwargs"]["user_opts"])
+    return told == markers
+
+
+def gets_nothing(ada: Somebody, core: CoreEndpoint, child: UserEndpoint) -> bool:
+    """Whether no task is on its way to a user endpoint: one that is submitted now comes first."""
+    later = submit(ada, core)
+    return child.take() == later
+
+
+def heard(world: World, sender: CoreEndpoint | UserEndpoint, **state: Any) -> None:
+    """Let somebody send a heartbeat, and wait until it is noted."""
+    marker = uuid.uuid4().hex
+    sender.heartbeat(marker=marker, **state)
+
+    def noted() -> bool:
+        with world.database.reading() as connection:
+            report = connection.execute(select(Endpoint.last_report).where(Endpoint.id == sender.id)).scalar_one()
+        return bool(report and report.get("marker") == marker)
+
+    world.wait_until(noted)
+
+
 # -- the messages -----------------------------------------------------------------------------------------------------
 
 
@@ -68,6 +107,13 @@ def test_a_submit_commands_the_start_of_a_user_endpoint_with_all_that_it_needs(
     for name in ("result", "heartbeat"):
         info = kwargs["amqp_creds"][f"{name}_queue_info"]
         assert info["queue_publish_kwargs"]["routing_key"] == f"{child_id}.{name}s"
+    # Of how things were when no collector ran, nobody needs to hear. Results are kept.
+    properties = {
+        name: kwargs["amqp_creds"][f"{name}_queue_info"]["queue_publish_kwargs"]["properties"]
+        for name in ("result", "heartbeat")
+    }
+    assert properties["heartbeat"]["expiration"] == "60000"
+    assert "expiration" not in properties["result"]
 
 
 def test_a_task_comes_alone_with_its_headers(world: World, ada: Somebody, core: CoreEndpoint) -> None:
@@ -133,7 +179,7 @@ def test_a_user_endpoint_that_runs_is_not_commanded_to_start(world: World, ada: 
     again = submit(ada, core)
 
     assert child.take() == again
-    assert core.commands.is_quiet()
+    assert is_told_nothing(ada, core)
 
 
 # -- what others see --------------------------------------------------------------------------------------------------
@@ -203,6 +249,19 @@ def test_a_start_that_fails_fails_the_tasks_with_what_the_endpoint_says(
     assert core.start_child().take() == again
 
 
+def test_a_failed_start_that_is_reported_again_fails_nothing_of_a_later_one(
+    world: World, ada: Somebody, core: CoreEndpoint
+) -> None:
+    (task_id,) = submit(ada, core)
+    child = core.start_child()
+
+    world.report(child.id, error="no such provider", heartbeat_period=3)
+    heard(world, child)
+
+    assert not world.task(task_id).completed_at
+    assert world.phase(child.id) == "up"
+
+
 def test_a_start_that_a_dead_predecessors_file_prevents_is_repeated(
     world: World, ada: Somebody, core: CoreEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,21 +316,22 @@ def test_tasks_wait_for_an_endpoint_that_is_offline_and_start_it_when_it_comes(w
     core = CoreEndpoint(world, answer)
     ids = submit(ada, core, 2)
     world.wait_until(lambda: state(world, *ids) == ["waiting-for-ep"] * 2)
-    assert core.commands.is_quiet()
 
     core.heartbeat()
     child = core.start_child()
 
     # Each once, although they had been on the queue before.
     assert sorted(child.take(2)) == sorted(ids)
-    assert child.tasks.is_quiet()
+    assert gets_nothing(ada, core, child)
+    # The one command was the only one.
+    assert is_told_nothing(ada, core)
     core.close()
 
 
 def test_what_a_killed_user_endpoint_had_taken_is_sent_again_with_what_still_waited(
     world: World, ada: Somebody, core: CoreEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farcall_webservice.children.LATE_S", -60.0)
+    look_again_at_once(monkeypatch)
     ids = submit(ada, core, 4)
     child = core.start_child()
     done, *taken = child.take(3)
@@ -284,14 +344,14 @@ def test_what_a_killed_user_endpoint_had_taken_is_sent_again_with_what_still_wai
 
     assert successor.id == child.id
     assert sorted(successor.take(3)) == sorted(set(ids) - {done})
-    assert successor.tasks.is_quiet()
+    assert gets_nothing(ada, core, successor)
     assert set(taken) < set(ids)
 
 
 def test_what_another_process_has_published_but_not_noted_survives_the_emptying_of_the_queue(
     world: World, ada: Somebody, core: CoreEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farcall_webservice.children.LATE_S", -60.0)
+    look_again_at_once(monkeypatch)
     function_id = ada.function()
     (lost,) = ada.submit(core.id, function_id)["tasks"][function_id]
     child = core.start_child()
@@ -308,13 +368,13 @@ def test_what_another_process_has_published_but_not_noted_survives_the_emptying_
 
     successor = core.start_child()
     assert sorted(successor.take(2)) == sorted([lost, task.task_id])
-    assert successor.tasks.is_quiet()
+    assert gets_nothing(ada, core, successor)
 
 
 def test_a_submit_notices_that_nobody_consumes(
     world: World, ada: Somebody, core: CoreEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farcall_webservice.publisher.SETTLED_AFTER_S", 0.0)
+    look_again_at_once(monkeypatch)
     (lost,) = submit(ada, core)
     child = core.start_child()
     child.take()
@@ -328,14 +388,14 @@ def test_a_submit_notices_that_nobody_consumes(
 def test_a_user_endpoint_that_is_connected_is_left_alone(
     world: World, ada: Somebody, core: CoreEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farcall_webservice.children.LATE_S", -60.0)
+    look_again_at_once(monkeypatch)
     submit(ada, core)
     child = core.start_child()
     child.take()
 
-    core.heartbeat()
+    heard(world, core)
 
-    assert core.commands.is_quiet()
+    assert is_told_nothing(ada, core)
 
 
 def test_a_user_endpoint_that_went_idle_is_started_for_the_next_task(
@@ -372,7 +432,7 @@ def test_a_task_that_meets_the_goodbye_is_not_left_behind(
 def test_a_task_that_ends_whoever_takes_it_fails_in_the_end(
     world: World, ada: Somebody, core: CoreEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farcall_webservice.children.LATE_S", -60.0)
+    look_again_at_once(monkeypatch)
     (task_id,) = submit(ada, core)
 
     for _ in range(3):
@@ -388,7 +448,7 @@ def test_a_task_that_ends_whoever_takes_it_fails_in_the_end(
 def test_a_restart_of_the_endpoint_is_held_against_no_task(
     world: World, ada: Somebody, core: CoreEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farcall_webservice.children.LATE_S", -60.0)
+    look_again_at_once(monkeypatch)
     (task_id,) = submit(ada, core)
     current = core
     for _ in range(4):
@@ -416,12 +476,49 @@ def test_a_task_that_got_lost_on_its_way_is_sent_again_once_the_user_endpoint_ha
     child.take()
     world.wait_until(lambda: state(world, *ids) == ["waiting-for-ep"])
 
-    child.heartbeat(**BUSY)
-    child.heartbeat()
-    assert child.tasks.is_quiet()
-    child.heartbeat()
+    # The period says how far apart two reports have to be.
+    heard(world, child, heartbeat_period=0.001, **BUSY)
+    heard(world, child, heartbeat_period=0.001)
+    (later,) = submit(ada, core)
+    assert child.take() == [later]
+    child.answer(later)
+    ended(world, later)
+    heard(world, child, heartbeat_period=0.001)
 
     assert child.take() == ids
+
+
+def test_two_reports_that_have_waited_for_a_collector_together_say_nothing_twice(
+    world: World, ada: Somebody, core: CoreEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farcall_webservice.reports.GRACE_S", 0.0)
+    ids = submit(ada, core)
+    child = core.start_child()
+    child.take()
+    world.wait_until(lambda: state(world, *ids) == ["waiting-for-ep"])
+
+    heard(world, child)
+    heard(world, child)
+
+    assert gets_nothing(ada, core, child)
+
+
+def test_a_user_endpoint_that_loses_its_connection_for_a_moment_gets_nothing_twice(
+    world: World, ada: Somebody, core: CoreEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farcall_webservice.publisher.SETTLED_AFTER_S", 0.0)
+    submit(ada, core)
+    child = core.start_child()
+    child.take()
+
+    child.die()
+    meanwhile = submit(ada, core)
+    heard(world, core)
+    child.connect()
+
+    assert child.take() == meanwhile
+    assert gets_nothing(ada, core, child)
+    assert is_told_nothing(ada, core)
 
 
 def test_an_older_endpoint_takes_its_tasks_itself_and_gets_again_what_it_lost_when_it_died(
@@ -439,12 +536,42 @@ def test_an_older_endpoint_takes_its_tasks_itself_and_gets_again_what_it_lost_wh
     endpoint.die()
     successor = UserEndpoint(world, ada.ask("PUT", f"/v3/endpoints/{endpoint.id}", body))
     for _ in range(2):
-        successor.heartbeat()
+        heard(world, successor, heartbeat_period=0.001)
 
     assert successor.take() == [task_id]
     successor.answer(task_id)
     ended(world, task_id)
     successor.die()
+
+
+def test_tasks_follow_an_endpoint_that_is_upgraded_and_one_that_is_changed_for_ours(
+    world: World, ada: Somebody, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farcall_webservice.reports.GRACE_S", -1.0)
+    old = {"endpoint_name": "e", "metadata": {"endpoint_version": "2.11.0"}}
+    endpoint_id = ada.ask("POST", "/v3/endpoints", old)["endpoint_id"]
+    function_id = ada.function()
+    ids = ada.submit(endpoint_id, function_id, 2)["tasks"][function_id]
+    world.wait_until(lambda: state(world, *ids) == ["waiting-for-ep"] * 2)
+
+    path = f"/v3/endpoints/{endpoint_id}"
+    core = CoreEndpoint(world, ada.ask("PUT", path, {"endpoint_name": "e", "metadata": CORE}))
+    core.heartbeat()
+    child = core.start_child()
+    done, taken = child.take(2)
+    child.answer(done)
+    ended(world, done)
+    child.die()
+    core.close()
+    ours = {"endpoint_name": "e", "metadata": {"accepts": ["task_batch"]}}
+    answer = ada.ask("PUT", path, ours)
+    world.say(endpoint_id, queues.HEARTBEATS, wire.StatusReport(endpoint_id, {}, holds=[]))
+
+    with listening(world.broker_url, answer["task_queue_info"]["queue"]) as listener:
+        body = listener.take().body
+    batch = wire.decode(body.encode() if isinstance(body, str) else body)
+    assert isinstance(batch, wire.TaskBatch)
+    assert [task.task_id for task in batch.tasks] == [taken]
 
 
 # -- registering, stopping, deleting ----------------------------------------------------------------------------------
@@ -458,8 +585,8 @@ def test_a_lock_takes_the_queue_of_commands_away_and_lets_nobody_register(
     again = ("PUT", f"/v3/endpoints/{core.id}", {"endpoint_name": "core", "metadata": CORE})
     assert ada.refused(*again) == (423, "RESOURCE_LOCKED")
     # A task meanwhile waits; no command makes the queue anew.
-    submit(ada, core)
-    time.sleep(0.3)
+    ids = submit(ada, core)
+    world.wait_until(lambda: state(world, *ids) == ["waiting-for-ep"])
     with queues.connect(world.broker_url) as connection, pytest.raises(connection.channel_errors):
         queues.commands_queue(core.id)(connection.channel()).queue_declare(passive=True)
 
@@ -473,6 +600,24 @@ def test_a_second_instance_is_refused_while_the_first_is_connected(
     core.close()
     world.wait_until(lambda: queues.consumers(world.broker_url, queues.commands_queue(core.id)) == 0)
     assert ada.ask(*again)["endpoint_id"] == core.id
+
+
+def test_nobody_waits_for_the_broker_while_an_endpoint_registers(
+    world: World, ada: Somebody, core: CoreEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    def slow(*_: Any) -> bool:
+        report = threading.Thread(target=heard, args=(world, core))
+        report.start()
+        report.join(TIMEOUT_S / 3)
+        written.append(not report.is_alive())
+        return False
+
+    monkeypatch.setattr("farcall_webservice.registration._is_consumed", slow)
+    ada.ask("PUT", f"/v3/endpoints/{core.id}", {"endpoint_name": "core", "metadata": CORE})
+
+    assert written == [True]
 
 
 def test_deleting_an_endpoint_fails_the_tasks_of_its_user_endpoints(

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 from foreign_support import Listener, Somebody, World, listening
+from sqlalchemy import select, update
 
 from farcall import wire
 from farcall.wire import ErrorDetails, Result
 from farcall_webservice import queues
+from farcall_webservice.models import ResultQueue, Task
+from farcall_webservice.pruning import prune_result_queues
 
 
 class Place:
@@ -57,7 +60,7 @@ def test_the_queue_is_there_when_the_submit_is_answered_and_gets_each_result(pla
     with listening(place.world.broker_url, place.queue_of(group_id)) as listener:
         place.finish(Result(first, "11\n3", {"os": "Linux", "endpoint_id": place.endpoint_id}))
         data, message = taken(listener)
-        assert data["task_id"], data["data"] == (first, "11\n3")
+        assert (data["task_id"], data["data"]) == (first, "11\n3")
         assert data["details"]["os"] == "Linux"
         assert "error_details" not in data
         assert message.properties["timestamp"] == int(place.world.task(first).completed_at)
@@ -86,11 +89,9 @@ def test_a_group_that_wants_no_queue_has_none(place: Place) -> None:
     place.finish(Result(task_id, "11\n3"))
     place.world.wait_until(lambda: place.world.task(task_id).state == "success")
 
-    with place.world.database.reading() as connection:
-        count = connection.exec_driver_sql("SELECT count(*) FROM result_queues").scalar_one()
-    assert count == 0
     place.ada.ask("GET", f"/v2/taskgroup/{group_id}?create_queue=false")
-    assert count == 0
+    with place.world.database.reading() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM result_queues").scalar_one() == 0
 
 
 def test_an_older_group_gets_its_queue_when_it_is_asked_for_and_only_what_comes_then(place: Place) -> None:
@@ -157,3 +158,18 @@ def test_somebody_elses_group_gets_no_queue(place: Place, world: World) -> None:
     assert place.ada.refused("POST", path, body)[1] == "TASK_GROUP_NOT_FOUND"
     with world.database.reading() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM result_queues").scalar_one() == 0
+
+
+def test_queues_that_the_broker_has_forgotten_are_forgotten(place: Place) -> None:
+    _, (ended,) = place.submit(create_queue=True)
+    used, _ = place.submit(create_queue=True)
+    place.world.ledger.record_results(None, [Result(ended, "11\n3")])
+    assert prune_result_queues(place.world.database) == 0
+
+    with place.world.database.writing() as connection:
+        connection.execute(update(ResultQueue).values(created_at=0.0))
+        connection.execute(update(Task).where(Task.id == ended).values(completed_at=1.0))
+
+    assert prune_result_queues(place.world.database) == 1
+    with place.world.database.reading() as connection:
+        assert connection.execute(select(ResultQueue.task_group_id)).scalars().all() == [used]

@@ -8,14 +8,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlalchemy import insert
+from sqlalchemy.exc import IntegrityError
 
 from farcall.wire import ErrorDetails, Result, TaskState, Transition
 from farcall_webservice.database import Database
-from farcall_webservice.ledger import CLAIM_S, KeyReused, Ledger, Receipt, TaskFilter
+from farcall_webservice.ledger import CLAIM_S, GroupExists, KeyReused, Ledger, Receipt, Request, TaskFilter
 from farcall_webservice.models import User
 
 ENDPOINT, OTHER_ENDPOINT = str(uuid.uuid4()), str(uuid.uuid4())
@@ -74,6 +76,23 @@ def test_a_submitted_task_is_there_with_its_order_kept(ledger: Ledger) -> None:
     ]
     assert [task.task_id for task in outgoing.tasks[:2]] == receipt.tasks[FUNCTION]
     assert state_of(ledger, receipt.tasks[OTHER_FUNCTION][0]) == TaskState.RECEIVED
+
+
+def test_what_is_submitted_together_is_written_together_or_not_at_all(ledger: Ledger) -> None:
+    good = Request(OWNER, ENDPOINT, ENDPOINT, {FUNCTION: ["p"]})
+    bad = replace(good, runner_id=None)  # type: ignore[arg-type]
+    group_id = str(uuid.uuid4())
+
+    with pytest.raises(IntegrityError):
+        ledger.submit_together([good, bad], group_id, is_new=True)
+    assert ledger.task_group_owner(group_id) is None
+    assert ledger.count_unfinished(ENDPOINT) == 0
+
+    first, second = ledger.submit_together([good, good], group_id, is_new=True)
+    assert {first.task_group_id, second.task_group_id} == {group_id}
+    assert ledger.count_unfinished(ENDPOINT) == 2
+    with pytest.raises(GroupExists):
+        ledger.submit_together([good], group_id, is_new=True)
 
 
 def test_the_same_key_answers_with_the_same_ids_and_makes_no_second_task(ledger: Ledger) -> None:

@@ -216,6 +216,25 @@ def test_the_older_submit_makes_the_group_whose_id_its_sender_made(ada: Person, 
     bob.get(f"/v2/taskgroup/{group_id}").refused(403, "TASK_GROUP_ACCESS_FORBIDDEN")
 
 
+def test_two_older_submits_that_make_the_same_group_at_once_are_both_done(
+    service: Service, ada: Person, bob: Person, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group_id = "5b1f4c53-4d04-4a8c-8a5e-6e4d8f0f9d6a"
+    request = {"tasks": [[place.function_id, place.endpoint_id, "a"]], "task_group_id": group_id}
+    find = service.ledger.task_group_owner
+    ada.post("/v2/submit", request).done()
+    for person in (ada, bob):
+        # As if the other one's had come between the look and the making.
+        first_look = iter([None])
+        monkeypatch.setattr(service.ledger, "task_group_owner", lambda of, look=first_look: next(look, find(of)))
+        if person is ada:
+            assert ada.post("/v2/submit", request).done()["task_group_id"] == group_id
+        else:
+            request = {**request, "tasks": [[bob.function(), bob.endpoint(), "a"]]}
+            bob.post("/v2/submit", request).refused(403, "TASK_GROUP_ACCESS_FORBIDDEN")
+    assert len(service.outbox.sent) == 2
+
+
 def test_the_older_submit_is_done_whole_or_not_at_all(
     service: Service, ada: Person, place: Place, unknown_id: str
 ) -> None:

@@ -96,6 +96,8 @@ class OwnAccounts:
                     queue.exchange.name: rf"^{endpoint_id}\.{queue.name}$"
                     for queue in (queues.RESULTS, queues.HEARTBEATS)
                 },
+                # An endpoint that registers waits itself; behind the other one the whole dispatcher does.
+                patient=renewed,
             )
             self._note(name)
         return self._url(name, reached_as)

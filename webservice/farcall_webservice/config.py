@@ -62,8 +62,6 @@ class ServiceConfig:
     #: How long a token lives that a client asked for.
     access_token_s: int = 48 * 3600
 
-    #: An endpoint is online while its last report is younger than this many of its heartbeat periods.
-    missed_heartbeats: float = 3.0
     #: An agent that has registered counts as running for so long before its first heartbeat.
     registration_grace_s: float = 10.0
     #: How long a stopped endpoint may not register.
@@ -158,7 +156,7 @@ def _is_readable(url: str) -> bool:
 _VARIABLES = {
     field.name: f"FARCALL_{field.name.upper()}"
     for field in dataclasses.fields(ServiceConfig)
-    if field.name not in ("max_wait_s", "missed_heartbeats", "registration_grace_s", "lock_s")
+    if field.name not in ("max_wait_s", "registration_grace_s", "lock_s")
 }
 _WHOLE_NUMBERS = {
     "port": 65535,

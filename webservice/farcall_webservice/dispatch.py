@@ -72,7 +72,12 @@ class Dispatcher:
         #: Published, and not yet noted as such in the ledger.
         self._unmarked: list[str] = []
         self._commands: list[tuple[str, wire.Command]] = []
-        self._children = Children(accounts or SharedAccount(broker_url), database, ledger)
+        self._children = Children(
+            accounts or SharedAccount(broker_url),
+            database,
+            ledger,
+            look_again=lambda child_id, in_s: self.look_after(child_id, in_s=in_s),
+        )
         self._wake_groups = wake
         #: User endpoints to be looked at, and when.
         self._to_look_after: dict[str, float] = {}
@@ -133,6 +138,11 @@ class Dispatcher:
         """How many messages wait on an endpoint's queue. Raises the transport's error if the broker is down."""
         with queues.connect(self._broker_url) as connection:
             return int(queues.look_at(connection, queues.tasks_queue(endpoint_id)).message_count)
+
+    def queued_results(self) -> int:
+        """How many messages with results no collector has taken yet. Raises like :meth:`queued_messages`."""
+        with queues.connect(self._broker_url) as connection:
+            return int(queues.look_at(connection, queues.RESULTS).message_count)
 
     def _run(self) -> None:
         pause = FIRST_PAUSE_S

@@ -128,7 +128,7 @@ def get_endpoint_status(endpoint_id: str) -> dict[str, Any]:
     row = _usable(endpoint_id)
     own = services()
     now = time.time()
-    online = registration.is_online(row, own.config, now)
+    online = registration.is_online(row, now)
     report: dict[str, Any] = row.last_report or {}
     runners = [endpoint_id]
     if foreign.is_core(row.details):
@@ -136,7 +136,7 @@ def get_endpoint_status(endpoint_id: str) -> dict[str, Any]:
         runners += [child.id for child in children]
         report = {
             **report,
-            **_together([child for child in children if registration.is_online(child, own.config, now)]),
+            **_together([child for child in children if registration.is_online(child, now)]),
         }
     latest = {
         **report,

@@ -27,6 +27,7 @@ from farcall_webservice.database import Database
 from farcall_webservice.errors import ApiError
 from farcall_webservice.ledger import IDS_PER_QUERY, Ledger
 from farcall_webservice.models import ResultQueue, TaskGroup
+from farcall_webservice.pruning import Pruning
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class ResultQueues:
         self._database = database
         self._lock = threading.Lock()
         self._declared: dict[str, float] = {}
+        self._pruning = Pruning()
         #: Only such a broker speaks AMQP with clients.
         self.are_available = queues.speaks_amqp(broker_url)
 
@@ -103,6 +105,7 @@ class ResultQueues:
         # Another request for the same group may have been quicker.
         with contextlib.suppress(IntegrityError), self._database.writing() as connection:
             connection.execute(insert(_QUEUES), row)
+        self._pruning.now_and_then(self._database)
 
 
 class Forwarder:

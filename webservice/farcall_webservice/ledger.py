@@ -42,6 +42,10 @@ class KeyReused(Exception):
     """An idempotency key came again with a different request."""
 
 
+class GroupExists(Exception):
+    """A group that was to be made has been made meanwhile, by whoever is its owner."""
+
+
 @dataclass(frozen=True)
 class Outgoing:
     """Committed tasks of one submission, to be sent to whoever runs them."""
@@ -64,17 +68,20 @@ class Receipt:
 
 
 @dataclass(frozen=True)
-class _Request:
-    """What :meth:`Ledger.submit` was asked."""
+class Request:
+    """Tasks for one endpoint, all of one submission.
+
+    ``payloads`` maps a function id to packed arguments, one text a task; ``runner_id`` is who runs them: the endpoint
+    itself, or a user endpoint of its.
+    """
 
     owner_id: str
     endpoint_id: str
     runner_id: str
     payloads: Mapping[str, Sequence[str]]
-    new_group_id: str
-    options: Mapping[str, Any]
-    idempotency_key: str | None
-    digest: str | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    idempotency_key: str | None = None
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,83 +132,93 @@ class Ledger:
     ) -> Receipt:
         """Write a request's tasks; when this returns they are committed.
 
-        ``payloads`` maps a function id to packed arguments, one text a task. ``runner_id`` is who runs them, if that is
-        not the endpoint itself. A ``task_group_id`` must be one of
-        :meth:`task_group_owner`'s; without one a group is made, under ``new_group_id`` if that is given. Raises
-        :class:`KeyReused`.
+        See :class:`Request`. A ``task_group_id`` must be one of :meth:`task_group_owner`'s; without one a group is
+        made, under ``new_group_id`` if that is given. Raises :class:`KeyReused`.
         """
-        request = _Request(
-            owner_id,
-            endpoint_id,
-            runner_id or endpoint_id,
-            payloads,
-            new_group_id or str(uuid.uuid4()),
-            options or {},
-            idempotency_key,
-            digest,
+        request = Request(
+            owner_id, endpoint_id, runner_id or endpoint_id, payloads, options or {}, idempotency_key, digest
         )
+        new_group_id = new_group_id or str(uuid.uuid4())
         try:
-            return self._submit(request, task_group_id)
+            return self._submit([request], task_group_id, new_group_id)[0]
         except IntegrityError:
             # The same key came twice at once, and the other one was first.
             if idempotency_key is None:
                 raise
-            return self._submit(request, task_group_id)
+            return self._submit([request], task_group_id, new_group_id)[0]
 
-    def _submit(self, request: _Request, task_group_id: str | None) -> Receipt:
+    def submit_together(self, requests: Sequence[Request], task_group_id: str, *, is_new: bool) -> list[Receipt]:
+        """Write several endpoints' tasks, all or none, in one group; ``is_new`` says that it has to be made.
+
+        Raises :class:`GroupExists`.
+        """
+        try:
+            return self._submit(requests, None if is_new else task_group_id, task_group_id)
+        except IntegrityError as error:
+            if is_new and self.task_group_owner(task_group_id) is not None:
+                raise GroupExists(task_group_id) from error
+            raise
+
+    def _submit(self, requests: Sequence[Request], task_group_id: str | None, new_group_id: str) -> list[Receipt]:
         now = time.time()
-        owner_id, endpoint_id, options = request.owner_id, request.endpoint_id, request.options
+        receipts = []
         with self._database.writing() as connection:
-            if request.idempotency_key is not None:
-                earlier = _earlier_receipt(connection, owner_id, request.idempotency_key, request.digest)
-                if earlier is not None:
-                    return earlier
-            submission_id = str(uuid.uuid4())
-            if task_group_id is None:
-                task_group_id = request.new_group_id
-                connection.execute(
-                    sql.ADD_GROUP,
-                    {"id": task_group_id, "owner_id": owner_id, "created_at": now, "last_result_seq": 0},
-                )
-            connection.execute(
-                sql.ADD_SUBMISSION,
-                {
-                    "id": submission_id,
-                    "owner_id": owner_id,
-                    "endpoint_id": endpoint_id,
-                    "task_group_id": task_group_id,
-                    "idempotency_key": request.idempotency_key,
-                    "digest": request.digest,
-                    "options": dict(options) if options else None,
-                    "created_at": now,
-                    "claimed_by": self._claimant,
-                    "claimed_until": now + CLAIM_S,
-                },
-            )
-            shared = {
-                "owner_id": owner_id,
-                "submission_id": submission_id,
+            for request in requests:
+                if request.idempotency_key is not None:
+                    earlier = _earlier_receipt(connection, request.owner_id, request.idempotency_key, request.digest)
+                    if earlier is not None:
+                        receipts.append(earlier)
+                        continue
+                if task_group_id is None:
+                    task_group_id = new_group_id
+                    connection.execute(
+                        sql.ADD_GROUP,
+                        {"id": task_group_id, "owner_id": request.owner_id, "created_at": now, "last_result_seq": 0},
+                    )
+                receipts.append(self._add(connection, request, task_group_id, now))
+        return receipts
+
+    def _add(self, connection: Connection, request: Request, task_group_id: str, now: float) -> Receipt:
+        submission_id = str(uuid.uuid4())
+        connection.execute(
+            sql.ADD_SUBMISSION,
+            {
+                "id": submission_id,
+                "owner_id": request.owner_id,
+                "endpoint_id": request.endpoint_id,
                 "task_group_id": task_group_id,
-                "endpoint_id": endpoint_id,
-                "runner_id": request.runner_id,
-                "state": TaskState.RECEIVED.value,
-                "history": _line(TaskState.RECEIVED, now),
+                "idempotency_key": request.idempotency_key,
+                "digest": request.digest,
+                "options": dict(request.options) if request.options else None,
                 "created_at": now,
-                "changed_at": now,
-            }
-            ids: dict[str, list[str]] = {}
-            rows: list[dict[str, Any]] = []
-            for function_id, texts in request.payloads.items():
-                ids[function_id] = [str(uuid.uuid4()) for _ in texts]
-                rows.extend(
-                    {"id": task_id, "function_id": function_id, "payload": payload, **shared}
-                    for task_id, payload in zip(ids[function_id], texts, strict=True)
-                )
-            if rows:
-                connection.execute(sql.ADD_TASKS, rows)
-        tasks = [BatchedTask(row["id"], row["function_id"], row["payload"], options) for row in rows]
+                "claimed_by": self._claimant,
+                "claimed_until": now + CLAIM_S,
+            },
+        )
+        shared = {
+            "owner_id": request.owner_id,
+            "submission_id": submission_id,
+            "task_group_id": task_group_id,
+            "endpoint_id": request.endpoint_id,
+            "runner_id": request.runner_id,
+            "state": TaskState.RECEIVED.value,
+            "history": _line(TaskState.RECEIVED, now),
+            "created_at": now,
+            "changed_at": now,
+        }
+        ids: dict[str, list[str]] = {}
+        rows: list[dict[str, Any]] = []
+        for function_id, texts in request.payloads.items():
+            ids[function_id] = [str(uuid.uuid4()) for _ in texts]
+            rows.extend(
+                {"id": task_id, "function_id": function_id, "payload": payload, **shared}
+                for task_id, payload in zip(ids[function_id], texts, strict=True)
+            )
+        if rows:
+            connection.execute(sql.ADD_TASKS, rows)
+        tasks = [BatchedTask(row["id"], row["function_id"], row["payload"], request.options) for row in rows]
         outgoing = [Outgoing(submission_id, request.runner_id, tasks)]
-        return Receipt(submission_id, task_group_id, endpoint_id, ids, outgoing)
+        return Receipt(submission_id, task_group_id, request.endpoint_id, ids, outgoing)
 
     # -- dispatching --------------------------------------------------------------------------------------------------
 
@@ -258,6 +275,17 @@ class Ledger:
         with self._database.reading() as connection:
             rows = connection.execute(sql.SENT_TO_RUNNER, {"runner": runner_id})
             return {row.id: row.history.count(sending) for row in rows}
+
+    def hand_over(self, from_runner_id: str, to_runner_id: str, owner_id: str) -> int:
+        """Let another runner run what this one was to run for an owner. It is sent as what that one has lost is."""
+        moved = {"runner": from_runner_id, "to": to_runner_id, "owner": owner_id}
+        with self._database.writing() as connection:
+            return connection.execute(sql.HAND_OVER, moved).rowcount
+
+    def owners(self, runner_id: str) -> list[str]:
+        """Whose unfinished tasks a runner has."""
+        with self._database.reading() as connection:
+            return list(connection.execute(sql.OWNERS_OF_RUNNER, {"runner": runner_id}).scalars())
 
     def resend(self, task_ids: Sequence[str], *, as_lost: bool = True) -> list[Outgoing]:
         """Return tasks that go out once more; those that have ended meanwhile are left out.

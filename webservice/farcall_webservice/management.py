@@ -14,6 +14,8 @@ from farcall.errors import FarcallError
 
 #: Of one request: it is made while an endpoint or a client waits for its own.
 TIMEOUT_S = 5.0
+#: Of one that others wait behind, and that is made once.
+SHORT_TIMEOUT_S = 2.0
 
 
 class ManagementError(FarcallError):
@@ -36,21 +38,32 @@ class Management:
         self._pool = urllib3.PoolManager(
             timeout=TIMEOUT_S, retries=urllib3.Retry(2, redirect=0, status=0, backoff_factor=0.1), maxsize=10
         )
+        self._impatient = urllib3.PoolManager(timeout=SHORT_TIMEOUT_S, retries=False)
 
     def put_account(
-        self, name: str, password: str, *, read: str, write: str, topics: Mapping[str, str] | None = None
+        self,
+        name: str,
+        password: str,
+        *,
+        read: str,
+        write: str,
+        topics: Mapping[str, str] | None = None,
+        patient: bool = True,
     ) -> None:
         """Make or renew an account that may do nothing else. ``topics``: what it may publish, by exchange."""
+        pool = self._pool if patient else self._impatient
         user = quote(name, safe="")
-        self._ask("PUT", f"users/{user}", {"password": password, "tags": ""})
+        self._ask("PUT", f"users/{user}", {"password": password, "tags": ""}, pool=pool)
         # Before the permission to write comes what narrows it.
         for exchange, pattern in (topics or {}).items():
             self._ask(
                 "PUT",
                 f"topic-permissions/{self._vhost}/{user}",
                 {"exchange": exchange, "write": pattern, "read": "^$"},
+                pool=pool,
             )
-        self._ask("PUT", f"permissions/{self._vhost}/{user}", {"configure": "^$", "write": write, "read": read})
+        rights = {"configure": "^$", "write": write, "read": read}
+        self._ask("PUT", f"permissions/{self._vhost}/{user}", rights, pool=pool)
 
     def delete_account(self, name: str) -> None:
         """Remove an account and end its connections. One that is not there is no error."""
@@ -59,10 +72,18 @@ class Management:
         # Some versions end them with the account, others leave them open.
         self._ask("DELETE", f"connections/username/{user}", absent=True)
 
-    def _ask(self, method: str, path: str, body: Any = None, *, absent: bool = False) -> None:
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        absent: bool = False,
+        pool: urllib3.PoolManager | None = None,
+    ) -> None:
         url = f"{self.url}/api/{path}"
         try:
-            answer = self._pool.request(
+            answer = (pool or self._pool).request(
                 method, url, headers=self._headers, body=None if body is None else orjson.dumps(body)
             )
         except urllib3.exceptions.HTTPError as error:

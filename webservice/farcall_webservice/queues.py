@@ -23,6 +23,9 @@ HEARTBEATS = Queue(
 #: What every message of ours carries beside its body.
 MESSAGE_PROPERTIES = {"content_type": "application/json", "content_encoding": "utf-8", "delivery_mode": 2}
 
+#: A heartbeat that no collector has taken for so long says how things were. In milliseconds, as AMQP has it.
+HEARTBEAT_EXPIRES_MS = "60000"
+
 #: The broker forgets the queue of a group that nobody has consumed from, or had results on, for two weeks.
 GROUP_QUEUE_EXPIRES_S = 14 * 24 * 3600
 #: How often both sides of a connection that is kept say that they are there.
@@ -173,11 +176,15 @@ def queue_infos(endpoint_id: str, connection_url: str) -> dict[str, Any]:
         },
         "command_queue_info": {"connection_url": connection_url, "queue": commands_queue(endpoint_id).name},
         "result_queue_info": _publishing(RESULTS, endpoint_id, connection_url),
-        "heartbeat_queue_info": _publishing(HEARTBEATS, endpoint_id, connection_url),
+        "heartbeat_queue_info": _publishing(
+            HEARTBEATS, endpoint_id, connection_url, {"expiration": HEARTBEAT_EXPIRES_MS}
+        ),
     }
 
 
-def _publishing(queue: Queue, endpoint_id: str, connection_url: str) -> dict[str, Any]:
+def _publishing(
+    queue: Queue, endpoint_id: str, connection_url: str, more: dict[str, str] | None = None
+) -> dict[str, Any]:
     return {
         "connection_url": connection_url,
         "exchange": queue.exchange.name,
@@ -186,6 +193,6 @@ def _publishing(queue: Queue, endpoint_id: str, connection_url: str) -> dict[str
             "exchange": queue.exchange.name,
             "routing_key": f"{endpoint_id}.{queue.name}",
             "mandatory": True,
-            "properties": MESSAGE_PROPERTIES,
+            "properties": {**MESSAGE_PROPERTIES, **(more or {})},
         },
     }

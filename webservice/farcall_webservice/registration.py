@@ -17,11 +17,12 @@ from sqlalchemy.exc import IntegrityError
 from farcall.wire import Command
 from farcall_webservice import access, accounts, foreign, queues
 from farcall_webservice.auth import Caller
-from farcall_webservice.children import children_of
+from farcall_webservice.children import adopt, children_of
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.errors import ApiError, forbidden, not_found
 from farcall_webservice.extensions import Services, services
 from farcall_webservice.fields import iso
+from farcall_webservice.liveness import is_recent
 from farcall_webservice.models import Endpoint
 
 log = logging.getLogger(__name__)
@@ -30,11 +31,9 @@ _BY_ID = select(Endpoint).where(Endpoint.id == bindparam("id"))
 _DELETED_AT = select(Endpoint.deleted_at).where(Endpoint.id == bindparam("id"))
 
 
-def is_online(endpoint: Row[Any], config: ServiceConfig, now: float) -> bool:
-    """Whether the agent's last report is young enough; a period of 0 was a goodbye."""
-    if endpoint.last_heartbeat_at is None or not endpoint.heartbeat_period or endpoint.heartbeat_period < 0:
-        return False
-    return bool(now - endpoint.last_heartbeat_at < config.missed_heartbeats * endpoint.heartbeat_period)
+def is_online(endpoint: Row[Any], now: float) -> bool:
+    """Whether the agent's last report is young enough."""
+    return is_recent(endpoint.last_heartbeat_at, endpoint.heartbeat_period, now)
 
 
 def register(caller: Caller, endpoint_id: str | None, body: dict[str, Any]) -> dict[str, Any]:
@@ -47,12 +46,14 @@ def register(caller: Caller, endpoint_id: str | None, body: dict[str, Any]) -> d
     if known is not None:
         # Before its queues are made, of which an agent that was stopped from elsewhere must find none.
         _check_may_register(known, caller, details, own.config, time.time())
+        _check_is_not_consumed(known, details, own.config)
     _declare_queues(own.config, registered_id)
     try:
         _write(own, caller, registered_id, body)
     except IntegrityError:
         # Two registered the same new id at once, and the other one was first: now it is known.
         _write(own, caller, registered_id, body)
+    _hand_over(own, registered_id)
     # Only now: an endpoint that is locked or somebody else's has no account made for it.
     url = accounts.url_for_endpoint(registered_id, reached_as(own.config))
     return {"endpoint_id": registered_id, "warnings": [], **queues.queue_infos(registered_id, url)}
@@ -79,6 +80,26 @@ def _write(own: Services, caller: Caller, registered_id: str, body: dict[str, An
         else:
             _check_may_register(known, caller, values["details"], own.config, now)
             connection.execute(update(Endpoint).where(Endpoint.id == registered_id).values(**values))
+
+
+def _hand_over(own: Services, endpoint_id: str) -> None:
+    """Let what waited for an agent of another kind, a newer or an older one, wait for whoever runs tasks now.
+
+    They are sent again once that one has said what it holds.
+    """
+    with own.database.reading() as connection:
+        endpoint = connection.execute(_BY_ID, {"id": endpoint_id}).one()
+    if not foreign.is_core(endpoint.details):
+        for child in children_of(own.database, endpoint_id):
+            if own.ledger.hand_over(child.id, endpoint_id, child.owner_id):
+                _delete_queue(own.config, queues.tasks_queue(child.id))
+        return
+    owners = own.ledger.owners(endpoint_id)
+    for owner_id in owners:
+        own.ledger.hand_over(endpoint_id, adopt(own.database, endpoint, owner_id, None), owner_id)
+    if owners:
+        _delete_queue(own.config, queues.tasks_queue(endpoint_id))
+        _declare_queues(own.config, endpoint_id)
 
 
 def lock(caller: Caller, endpoint_id: str) -> float:
@@ -151,13 +172,6 @@ def _check_may_register(
             {"Retry-After": str(int(known.locked_until - now) + 1)},
         )
     instance = known.details.get("instance")
-    if not foreign.takes_batches(details) and _is_consumed(known.id, config):
-        raise ApiError(
-            409,
-            "RESOURCE_CONFLICT",
-            f"Endpoint {known.id} is already running on {known.details.get('hostname') or 'another machine'}: stop it "
-            "there first, or configure another endpoint here",
-        )
     if instance != details.get("instance") and _is_taken(known, config, now):
         raise ApiError(
             409,
@@ -167,11 +181,22 @@ def _check_may_register(
         )
 
 
+def _check_is_not_consumed(known: Row[Any], details: dict[str, Any], config: ServiceConfig) -> None:
+    """Not in a transaction: the broker may take its time."""
+    if not foreign.takes_batches(details) and _is_consumed(known.id, config):
+        raise ApiError(
+            409,
+            "RESOURCE_CONFLICT",
+            f"Endpoint {known.id} is already running on {known.details.get('hostname') or 'another machine'}: stop it "
+            "there first, or configure another endpoint here",
+        )
+
+
 def _is_taken(known: Row[Any], config: ServiceConfig, now: float) -> bool:
     """Whether an agent runs, or has just registered and is about to send its first heartbeat."""
     silent_since_registered = known.last_heartbeat_at is None or known.last_heartbeat_at < known.registered_at
     has_just_registered = silent_since_registered and now - known.registered_at < config.registration_grace_s
-    return is_online(known, config, now) or has_just_registered
+    return is_online(known, now) or has_just_registered
 
 
 def _is_consumed(endpoint_id: str, config: ServiceConfig) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -97,17 +98,18 @@ class Reports:
         if latest.holds is not None:
             self._reconcile(sender.id, latest.holds)
         elif sender.parent_id is not None:
-            self._note_child(sender, latest)
+            self._note_child(sender, reports)
         elif foreign.is_core(sender.details):
             if not foreign.says_goodbye(latest):
                 self._look_after_children(sender.id)
         else:
             self._reconcile_idle(sender, latest)
 
-    def _note_child(self, child: Row[Any], latest: wire.StatusReport) -> None:
-        goodbye = foreign.says_goodbye(latest)
-        self._children.heard(child.id, goodbye=goodbye)
-        if goodbye:
+    def _note_child(self, child: Row[Any], reports: Sequence[wire.StatusReport]) -> None:
+        latest = reports[-1]
+        for goodbye, _ in itertools.groupby(reports, foreign.says_goodbye):
+            self._children.heard(child.id, goodbye=goodbye)
+        if foreign.says_goodbye(latest):
             self._dispatcher.look_after(child.id, in_s=GOODBYE_S)
         else:
             self._reconcile_idle(child, latest)
@@ -118,12 +120,13 @@ class Reports:
             self._dispatcher.look_after(child_id)
 
     def _reconcile(self, endpoint_id: str, holds: Sequence[str]) -> None:
-        """Send again what the agent should have but neither it nor its queue has."""
+        """Send again what the agent should have but neither it nor its queue has, nor a result that is on its way."""
         unaccounted = self._ledger.unaccounted(endpoint_id, holds, grace_s=GRACE_S)
         lost = list(unaccounted.taken)
         if unaccounted.sent and self._dispatcher.queued_messages(endpoint_id) == 0:
             lost += unaccounted.sent
-        self._send_again(endpoint_id, lost)
+        if lost and not self._dispatcher.queued_results():
+            self._send_again(endpoint_id, lost)
 
     def _reconcile_idle(self, runner: Row[Any], latest: wire.StatusReport) -> None:
         """The same for an endpoint that does not say what it holds, but has now said twice that it has nothing to do.
@@ -132,12 +135,14 @@ class Reports:
         """
         if not (foreign.is_idle(runner.last_report) and foreign.is_idle(latest.global_state)):
             return
-        grace_s = time.time() - runner.last_heartbeat_at + GRACE_S
-        lost = self._ledger.unaccounted(runner.id, (), grace_s=grace_s)
-        if lost.sent and self._dispatcher.queued_messages(runner.id) == 0:
+        since_s = time.time() - runner.last_heartbeat_at
+        if since_s < (runner.heartbeat_period or 0.0) / 2:
+            # They have waited for a collector, and the later one says no more than the earlier one.
+            return
+        lost = self._ledger.unaccounted(runner.id, (), grace_s=since_s + GRACE_S)
+        if lost.sent and not self._dispatcher.queued_messages(runner.id) and not self._dispatcher.queued_results():
             self._send_again(runner.id, lost.sent)
 
     def _send_again(self, endpoint_id: str, task_ids: Sequence[str]) -> None:
-        if task_ids:
-            log.warning("sending %d tasks to endpoint %s again: it does not hold them", len(task_ids), endpoint_id)
-            self._dispatcher.send_again(self._ledger.resend(task_ids))
+        log.warning("sending %d tasks to endpoint %s again: it does not hold them", len(task_ids), endpoint_id)
+        self._dispatcher.send_again(self._ledger.resend(task_ids))

@@ -155,6 +155,8 @@ MOVE_TASK = (
 _OF_RUNNER = (task.runner_id == bindparam("runner"), _UNFINISHED)
 UNFINISHED_OF_RUNNER = select(task.id).where(*_OF_RUNNER).limit(bindparam("limit"))
 SENT_TO_RUNNER = select(task.id, task.history).where(*_OF_RUNNER, task.state != TaskState.RECEIVED.value)
+OWNERS_OF_RUNNER = select(task.owner_id).where(*_OF_RUNNER).distinct()
+HAND_OVER = update(TASKS).where(*_OF_RUNNER, task.owner_id == bindparam("owner")).values(runner_id=bindparam("to"))
 COUNT_UNFINISHED = select(func.count()).where(task.runner_id.in_(_IDS), _UNFINISHED)
 
 # -- reading ----------------------------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ from sqlalchemy import Row
 
 from farcall_webservice import access, foreign, registration
 from farcall_webservice.auth import Caller
-from farcall_webservice.children import adopt
+from farcall_webservice.children import TooMany, adopt
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.errors import ApiError
 from farcall_webservice.extensions import services
-from farcall_webservice.ledger import KeyReused, Receipt
+from farcall_webservice.ledger import GroupExists, KeyReused, Receipt, Request
 
 Payloads = Mapping[str, Sequence[str]]
 
@@ -73,19 +73,23 @@ def submit_to_many(
     Who submits this way makes the id of a new group too, so one that is not known yet is made.
     """
     own = services()
-    new_group_id = task_group_id or str(uuid.uuid4())
-    if task_group_id is not None and own.ledger.task_group_owner(task_group_id) is None:
-        task_group_id = None
-    endpoints = check(caller, by_endpoint, task_group_id)
+    group_id = task_group_id or str(uuid.uuid4())
+    is_new = task_group_id is None or own.ledger.task_group_owner(group_id) is None
+    endpoints = check(caller, by_endpoint, None if is_new else group_id)
     if create_queue and own.result_queues.are_available:
-        own.result_queues.open(caller.id, new_group_id)
-    receipts: list[Receipt] = []
-    for endpoint_id, payloads in by_endpoint.items():
-        receipt = _write(
-            caller, endpoints[endpoint_id], payloads, task_group_id=task_group_id, new_group_id=new_group_id
-        )
-        task_group_id = receipt.task_group_id
-        receipts.append(receipt)
+        own.result_queues.open(caller.id, group_id)
+    requests = [
+        Request(caller.id, endpoint_id, _runner(caller, endpoints[endpoint_id]) or endpoint_id, payloads)
+        for endpoint_id, payloads in by_endpoint.items()
+    ]
+    try:
+        receipts = own.ledger.submit_together(requests, group_id, is_new=is_new)
+    except GroupExists:
+        # Another request with the same new id was quicker.
+        access.check_task_group(own.ledger, caller, group_id)
+        receipts = own.ledger.submit_together(requests, group_id, is_new=False)
+    for request, receipt in zip(requests, receipts, strict=True):
+        _send(receipt, request.runner_id)
     return receipts
 
 
@@ -158,15 +162,13 @@ def _write(
     *,
     user_endpoint_config: dict[str, Any] | None = None,
     task_group_id: str | None,
-    new_group_id: str | None = None,
+    new_group_id: str,
     options: dict[str, Any] | None = None,
     idempotency_key: str | None = None,
     digest: str | None = None,
 ) -> Receipt:
     own = services()
-    endpoint_id, runner_id = endpoint.id, None
-    if foreign.is_core(endpoint.details):
-        runner_id = adopt(own.database, endpoint, caller.id, user_endpoint_config)
+    endpoint_id, runner_id = endpoint.id, _runner(caller, endpoint, user_endpoint_config)
     try:
         receipt = own.ledger.submit(
             owner_id=caller.id,
@@ -185,11 +187,26 @@ def _write(
             "RESOURCE_CONFLICT",
             f"Idempotency-Key {idempotency_key!r} was used for a different request: use a new key",
         ) from error
+    _send(receipt, runner_id or endpoint_id)
+    return receipt
+
+
+def _send(receipt: Receipt, runner_id: str) -> None:
+    own = services()
     own.dispatcher.send(receipt.outgoing)
     # A deletion may have come between the check and the commit; its sweep has missed these tasks then.
-    if registration.is_deleted(own, endpoint_id):
-        registration.fail_tasks_of_deleted(own, endpoint_id, runner_id or endpoint_id)
-    return receipt
+    if registration.is_deleted(own, receipt.endpoint_id):
+        registration.fail_tasks_of_deleted(own, receipt.endpoint_id, runner_id)
+
+
+def _runner(caller: Caller, endpoint: Row[Any], user_endpoint_config: dict[str, Any] | None = None) -> str | None:
+    """The user endpoint that is to run tasks; None where the endpoint itself does."""
+    if not foreign.is_core(endpoint.details):
+        return None
+    try:
+        return adopt(services().database, endpoint, caller.id, user_endpoint_config)
+    except TooMany as error:
+        raise ApiError(429, "TOO_MANY_USER_ENDPOINTS", str(error), {"Retry-After": "60"}) from error
 
 
 def _digest(endpoint_id: str, raw_body: bytes) -> str:
