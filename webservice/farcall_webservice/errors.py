@@ -39,6 +39,12 @@ def invalid(message: str) -> ApiError:
     return ApiError(422, "SEMANTICALLY_INVALID", f"Request payload failed validation: {message}")
 
 
+def broker_unavailable(what: str) -> ApiError:
+    """``what`` says what comes of it: "so ..."."""
+    message = f"The service cannot reach its broker now, {what}: try again"
+    return ApiError(503, "BROKER_UNAVAILABLE", message, {"Retry-After": "2"})
+
+
 def document(error: ApiError) -> dict[str, Any]:
     return {
         "code": error.code,
