@@ -47,7 +47,7 @@ class World:
         self.app = create_app(self.config, self.database, self.ledger, self.dispatcher, self.waiting)
 
     def _make_parts(self) -> None:
-        self.dispatcher = Dispatcher(self.broker_url, self.database, self.ledger, wake=self.waiting.wake)
+        self.dispatcher = Dispatcher(self.broker_url, self.database, self.ledger, tell=self.waiting.wake)
         self.collector = Collector(self.broker_url, self.database, self.ledger, self.dispatcher, self.waiting)
 
     def start(self) -> None:

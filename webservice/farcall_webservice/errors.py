@@ -39,9 +39,7 @@ def invalid(message: str) -> ApiError:
     return ApiError(422, "SEMANTICALLY_INVALID", f"Request payload failed validation: {message}")
 
 
-def broker_unavailable(what: str) -> ApiError:
-    """``what`` says what comes of it: "so ..."."""
-    message = f"The service cannot reach its broker now, {what}: try again"
+def broker_unavailable(message: str) -> ApiError:
     return ApiError(503, "BROKER_UNAVAILABLE", message, {"Retry-After": "2"})
 
 

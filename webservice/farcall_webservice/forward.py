@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import logging
+import math
+import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+import kombu
 from kombu import Queue
 from sqlalchemy import Connection, Row, Table, bindparam, select, update
 
@@ -22,10 +26,16 @@ from farcall_webservice import queues
 from farcall_webservice.database import Database
 from farcall_webservice.ledger import IDS_PER_QUERY, Ledger
 from farcall_webservice.models import ResultQueue, TaskGroup
+from farcall_webservice.publisher import NotTaken, Publisher
+
+log = logging.getLogger(__name__)
 
 #: So many results of a group, or characters of them, go out before the next group has its turn.
 RESULTS_PER_TURN = 200
 CHARACTERS_PER_TURN = 16 * 1024 * 1024
+#: A group whose results the broker does not take waits so long, and one whose turn another process has.
+REFUSED_PAUSE_S = 30.0
+TAKEN_PAUSE_S = 1.0
 
 #: Publishes a body with a time (seconds since 1970) to a queue, which is made if it is not there.
 Publish = Callable[[Queue, list[tuple[bytes, int]]], None]
@@ -59,11 +69,50 @@ class Turn(enum.Enum):
 
 
 class Forwarder:
-    """Carries results from the ledger to the groups' queues, for one thread. See `result_queues` for how these are made."""
+    """Carries results from the ledger to the groups' queues, for one thread. `result_queues` makes them."""
 
     def __init__(self, database: Database, ledger: Ledger) -> None:
         self._database = database
         self._ledger = ledger
+        self._broker: kombu.Connection
+        self._publisher: Publisher
+        #: Groups that have to wait for their turn, and until when.
+        self._not_before: dict[str, float] = {}
+
+    def use(self, broker: kombu.Connection) -> None:
+        """Publish over this connection from now on."""
+        self._broker = broker
+        # Its own, as it is lost when the broker refuses something: that is no other one's affair.
+        self._publisher = Publisher(broker)
+
+    def next_due(self) -> float:
+        """When the next of the groups that have to wait gets its turn, as monotonic time."""
+        return min(self._not_before.values(), default=math.inf)
+
+    def take_due(self) -> set[str]:
+        """Those of them whose time has come."""
+        now = time.monotonic()
+        due = {each for each, at in self._not_before.items() if at <= now}
+        for each in due:
+            del self._not_before[each]
+        return due
+
+    def take_turns(self, task_group_ids: Collection[str]) -> list[str]:
+        """Give each of these groups that is behind a turn. Returns those that may want another one at once."""
+        more = []
+        for each in self.behind([each for each in task_group_ids if each not in self._not_before]):
+            try:
+                turn = self.forward(each, self._publisher.publish_results)
+            except (*self._broker.channel_errors, NotTaken) as error:
+                log.warning("the results of task group %s wait %d s: %s", each, REFUSED_PAUSE_S, error)
+                self._not_before[each] = time.monotonic() + REFUSED_PAUSE_S
+                self._publisher = Publisher(self._broker)
+                continue
+            if turn == Turn.MORE:
+                more.append(each)
+            elif turn == Turn.TAKEN:
+                self._not_before[each] = time.monotonic() + TAKEN_PAUSE_S
+        return more
 
     def behind(self, task_group_ids: Collection[str] | None = None) -> list[str]:
         """The groups that have a queue and results not yet on it: of these groups, or of all."""
@@ -98,7 +147,7 @@ class Forwarder:
 
     @contextlib.contextmanager
     def _cursor(self, task_group_id: str) -> Iterator[tuple[Connection | None, Row[Any] | None]]:
-        """The group's cursor, which nobody else moves meanwhile, and the transaction that holds it; None if it is taken."""
+        """The group's cursor, which nobody else moves meanwhile, and the transaction that holds it; or no cursor."""
         question = {"group": task_group_id}
         if self._database.is_sqlite:
             # Its service is one process with one dispatcher, and its writers must not wait for a broker.

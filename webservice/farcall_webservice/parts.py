@@ -24,7 +24,7 @@ def everything(config: ServiceConfig, database: Database, waiting: Waiting) -> I
     queues.use_queue_type(config.queue_type)
     ledger = Ledger(database)
     dispatcher = Dispatcher(
-        _broker_url(config), database, ledger, alone=True, accounts=accounts.make(config, database), wake=waiting.wake
+        _broker_url(config), database, ledger, alone=True, accounts=accounts.make(config, database), tell=waiting.wake
     )
     collector = Collector(_broker_url(config), database, ledger, dispatcher, waiting)
     with _news(database, waiting), _running(dispatcher), _running(collector):
@@ -43,7 +43,7 @@ def web(config: ServiceConfig, waiting: Waiting) -> Iterator[Flask]:
             ledger,
             alone=False,
             accounts=accounts.make(config, database),
-            wake=waiting.wake,
+            tell=waiting.wake,
         )
         with _news(database, waiting), _running(dispatcher):
             yield create_app(config, database, ledger, dispatcher, waiting)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from amqp.exceptions import PreconditionFailed
@@ -45,7 +45,7 @@ class Publisher:
         self._connected_at = time.monotonic()
         #: For declarations, as the broker closes the channel of one that it refuses.
         self._side: Any = None
-        #: By name: those that what is not confirmed goes to; of a broker that confirms nothing, those that were declared.
+        #: By name: where it went what is not confirmed yet; with a broker that confirms nothing, what was declared.
         self._queues: dict[str, Queue] = {}
         self._confirms = connection.transport.driver_type == "amqp"
         self._sent = 0
@@ -108,21 +108,32 @@ class Publisher:
         """``message_count`` and ``consumer_count`` of a queue, which is made if it is not there."""
         return self._declare(queue)
 
-    def waiting(self, queue: Queue) -> set[str]:
-        """The ids of the tasks that wait on a queue of tasks that come one by one. They stay there."""
-        ids = []
+    def look_through(self, queue: Queue, ended: Callable[[Sequence[str]], Collection[str]]) -> set[str]:
+        """The ids of the tasks that wait on a queue of tasks that come one by one, once each.
+
+        They keep their places, but for those that ``ended`` names when it is asked about them all.
+        """
+        tags: dict[str, int] = {}
+        twice = []
 
         def note(message: Message) -> None:
-            ids.append(str(message.headers.get("task_uuid")))
+            task_id = str(message.headers.get("task_uuid"))
+            if task_id in tags:
+                twice.append(message.delivery_tag)
+            else:
+                tags[task_id] = message.delivery_tag
 
         deadline = time.monotonic() + LOOKED_THROUGH_WITHIN_S
         # What is not acknowledged when the channel is closed takes its old place in the queue.
         with self._connection.channel() as channel:
             count = self._declare(queue).message_count
             with Consumer(channel, [queue], on_message=note, auto_declare=False), contextlib.suppress(TimeoutError):
-                while len(ids) < count and (remaining_s := deadline - time.monotonic()) > 0:
+                while len(tags) + len(twice) < count and (remaining_s := deadline - time.monotonic()) > 0:
                     self._connection.drain_events(timeout=remaining_s)
-        return set(ids)
+            gone = ended(list(tags))
+            for tag in (*twice, *(tags[task_id] for task_id in gone)):
+                channel.basic_ack(tag)
+        return tags.keys() - gone
 
     def _publish(self, name: str, body: bytes, **properties: Any) -> None:
         self._producer.publish(body, exchange="", routing_key=name, **queues.MESSAGE_PROPERTIES, **properties)

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from amqp.exceptions import PreconditionFailed
 from kombu import Connection, Exchange, Queue
+from kombu.exceptions import OperationalError
 
 from farcall_webservice.config import QueueType
 
@@ -92,6 +93,12 @@ def connect(broker_url: str, *, confirm_each: bool = True, heartbeat_s: int = 0)
         # A RabbitMQ that is short of memory or disk reads nothing from those who publish.
         options = {"confirm_publish": confirm_each, "write_timeout": WRITTEN_WITHIN_S}
     return Connection(broker_url, transport_options=options, connect_timeout=5, heartbeat=heartbeat_s)
+
+
+def errors_of(broker_url: str) -> tuple[type[Exception], ...]:
+    """What is raised where a broker is away, breaks down or refuses something."""
+    connection = connect(broker_url)
+    return (*connection.connection_errors, *connection.channel_errors, OperationalError)
 
 
 def show_life(connection: Connection) -> None:

@@ -50,7 +50,9 @@ class ResultQueues:
         try:
             queues.declare(self._broker_url, queues.group_queue(owner_id, task_group_id))
         except (OperationalError, OSError) as error:
-            raise broker_unavailable("so it cannot make the queue of the results") from error
+            raise broker_unavailable(
+                "The service cannot reach its broker now, so it cannot make the queue of the results: try again"
+            ) from error
         self._remember(task_group_id)
         with self._lock:
             if len(self._declared) >= QUEUES_REMEMBERED:
