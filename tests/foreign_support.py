@@ -60,7 +60,7 @@ class World:
 
     def _make_parts(self) -> None:
         self.dispatcher = Dispatcher(
-            self.broker_url, self.database, self.ledger, alone=self._alone, wake=self.waiting.wake
+            self.broker_url, self.database, self.ledger, alone=self._alone, tell=self.waiting.wake
         )
         self.collector = Collector(self.broker_url, self.database, self.ledger, self.dispatcher, self.waiting)
 

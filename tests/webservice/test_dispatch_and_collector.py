@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from sqlalchemy import insert, select
 
 from farcall import wire
 from farcall_webservice import queues
-from farcall_webservice.dispatch import CHARACTERS_PER_MESSAGE, TASKS_PER_MESSAGE, Dispatcher
+from farcall_webservice.catalogue import CHARACTERS_PER_MESSAGE, TASKS_PER_MESSAGE
+from farcall_webservice.dispatch import Dispatcher
 from farcall_webservice.ledger import Ledger
 from farcall_webservice.models import Endpoint, Function
 from farcall_webservice.valkey import Valkey
@@ -234,6 +237,39 @@ def test_what_a_dead_process_has_left_is_published_by_another(loop: Loop, monkey
     ((batch, _),) = loop.take(endpoint_id)
     successor.stop()
 
+    assert isinstance(batch, wire.TaskBatch)
+    assert [task.task_id for task in batch.tasks] == receipt.tasks[FUNCTION]
+
+
+def test_what_another_process_may_have_taken_over_is_not_published_from_memory(loop: Loop) -> None:
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    loop.dispatcher.stop()
+    slow = Dispatcher(loop.broker_url, loop.database, loop.ledger, alone=False)
+    slow.start()
+    loop.wait_until(lambda: not slow._backlog)
+    receipt = loop.ledger.submit(owner_id=OWNER, endpoint_id=endpoint_id, payloads={FUNCTION: ["p"]})
+    # Another one has published it meanwhile.
+    loop.ledger.mark_dispatched([receipt.request_id])
+
+    slow.send([replace(batch, claimed_until=time.time() + 1) for batch in receipt.outgoing])
+    fresh = loop.ledger.submit(owner_id=OWNER, endpoint_id=endpoint_id, payloads={FUNCTION: ["p"]})
+    slow.send(fresh.outgoing)
+    ((batch, _),) = loop.take(endpoint_id)
+    slow.stop()
+
+    assert isinstance(batch, wire.TaskBatch)
+    assert [task.task_id for task in batch.tasks] == fresh.tasks[FUNCTION]
+    assert loop.dispatcher.queued_messages(endpoint_id) == 0
+
+
+def test_what_is_too_much_for_memory_is_read_from_the_ledger(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farcall_webservice.dispatch.CHARACTERS_HELD", 2)
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+
+    receipt = loop.submit(endpoint_id, 3)
+
+    assert loop.dispatcher._outgoing == []
+    ((batch, _),) = loop.take(endpoint_id)
     assert isinstance(batch, wire.TaskBatch)
     assert [task.task_id for task in batch.tasks] == receipt.tasks[FUNCTION]
 

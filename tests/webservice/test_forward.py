@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from foreign_support import Listener, Somebody, World, listening
+from kombu import Queue
 from sqlalchemy import select, update
 
 from farcall import wire
@@ -173,3 +174,55 @@ def test_queues_that_the_broker_has_forgotten_are_forgotten(place: Place) -> Non
     assert prune_result_queues(place.world.database) == 1
     with place.world.database.reading() as connection:
         assert connection.execute(select(ResultQueue.task_group_id)).scalars().all() == [used]
+
+
+def test_a_queue_with_other_arguments_serves_as_it_is(place: Place) -> None:
+    group_id, (task_id,) = place.submit(create_queue=True)
+    queue = queues.group_queue(place.ada.id, group_id)
+    queues.delete(place.world.broker_url, queue)
+    queues.declare(place.world.broker_url, Queue(queue.name, durable=True))
+
+    place.finish(Result(task_id, "11\n3"))
+
+    with listening(place.world.broker_url, queue.name) as listener:
+        assert taken(listener)[0]["task_id"] == task_id
+
+
+def test_a_queue_that_takes_nothing_keeps_no_other_group_waiting(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farcall_webservice.forward.REFUSED_PAUSE_S", 0.2)
+    group_id, (task_id,) = place.submit(create_queue=True)
+    queue = queues.group_queue(place.ada.id, group_id)
+    queues.delete(place.world.broker_url, queue)
+    full = Queue(queue.name, durable=True, max_length=1, queue_arguments={"x-overflow": "reject-publish"})
+    queues.declare(place.world.broker_url, full)
+    place.world.publish(full.name, b"in the way", {})
+    other_id, (other,) = place.submit(create_queue=True)
+
+    place.finish(Result(task_id, "11\n1"), Result(other, "11\n2"))
+
+    with listening(place.world.broker_url, place.queue_of(other_id)) as listener:
+        assert taken(listener)[0]["task_id"] == other
+    assert place.world.forwarded(group_id) == 0
+    (later,) = place.submit()[1]
+    place.world.wait_until(lambda: place.world.task(later).state == "waiting-for-ep")
+
+    with listening(place.world.broker_url, full.name) as listener:
+        listener.take()
+        assert taken(listener)[0]["task_id"] == task_id
+
+
+def test_a_group_that_another_process_is_at_keeps_no_other_waiting(place: Place) -> None:
+    group_id, (task_id,) = place.submit(create_queue=True)
+    other_id, (other,) = place.submit(create_queue=True)
+    if place.world.database.is_sqlite:
+        pytest.skip("there is no other process")
+
+    with place.world.database.writing() as connection:
+        query = "SELECT 1 FROM result_queues WHERE task_group_id = %(group)s FOR UPDATE"
+        connection.exec_driver_sql(query, {"group": group_id})
+        place.finish(Result(task_id, "11\n1"), Result(other, "11\n2"))
+        with listening(place.world.broker_url, place.queue_of(other_id)) as listener:
+            assert taken(listener)[0]["task_id"] == other
+
+    with listening(place.world.broker_url, place.queue_of(group_id)) as listener:
+        assert taken(listener)[0]["task_id"] == task_id

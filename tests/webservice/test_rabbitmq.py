@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from carrying import FUNCTION, Loop
+from carrying import FUNCTION, OWNER, Loop
 from kombu import Queue
 from running import BIN, environment_for
 from servers import PrivatePostgres, PrivateRabbitMQ, needs, private_rabbitmq
@@ -47,6 +48,15 @@ def quorum() -> Iterator[None]:
 
 #: The faults are the broker's; the database makes no difference to them.
 on_postgres = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+
+
+@contextmanager
+def max_message_size(server: PrivateRabbitMQ, size: int) -> Iterator[None]:
+    """Channels that are opened meanwhile take no larger message."""
+    setting = "application:set_env(rabbit, max_message_size, {0}), persistent_term:put(max_message_size, {0})."
+    server.ctl("eval", setting.format(size))
+    yield
+    server.ctl("eval", setting.format(128 * 1024 * 1024))
 
 
 def answer(loop: Loop, endpoint_id: str, task_ids: set[str]) -> None:
@@ -106,6 +116,79 @@ def test_what_the_broker_refuses_does_not_count_as_published(vhost: str) -> None
         publisher.publish(full, b"2")
         publisher.publish(full, b"3")
         with pytest.raises(NotTaken, match="2 messages"):
+            publisher.confirm()
+
+
+@on_postgres
+def test_a_task_that_is_too_large_for_the_broker_fails_and_keeps_no_other_waiting(
+    database_url: str, vhost: str, own_rabbitmq: PrivateRabbitMQ
+) -> None:
+    with max_message_size(own_rabbitmq, 100_000), Loop(database_url, vhost).running() as loop:
+        endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+        payloads = {FUNCTION: ["x" * 200_000, "small"]}
+        receipt = loop.ledger.submit(owner_id=OWNER, endpoint_id=endpoint_id, payloads=payloads)
+        loop.dispatcher.send(receipt.outgoing)
+        large, small = receipt.tasks[FUNCTION]
+        other = loop.submit(loop.add_endpoint()).tasks[FUNCTION][0]
+
+        loop.wait_until(lambda: loop.state_of(large) == "failed")
+        # Though the two were to travel in one message.
+        loop.wait_until(lambda: {loop.state_of(each) for each in (small, other)} == {"waiting-for-ep"})
+        (row,) = loop.ledger.tasks([large])
+
+    assert row.error_code == "TASK_TOO_LARGE"
+    assert "send its path" in row.outcome
+
+
+@on_postgres
+def test_a_submission_that_the_broker_refuses_waits_alone(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farcall_webservice.dispatch.FIRST_ASIDE_S", 0.2)
+    full_id, free_id = loop.add_endpoint(accepts=["task_batch"]), loop.add_endpoint(accepts=["task_batch"])
+    full = Queue(f"{full_id}.tasks", durable=True, max_length=1, queue_arguments={"x-overflow": "reject-publish"})
+    queues.declare(loop.broker_url, full)
+    loop.wait_until(lambda: loop.dispatcher.queued_messages(full_id) == 0)
+    first = loop.submit(full_id).tasks[FUNCTION][0]
+    loop.wait_until(lambda: loop.state_of(first) == "waiting-for-ep")
+
+    refused = loop.submit(full_id).tasks[FUNCTION][0]
+    others = [loop.submit(free_id).tasks[FUNCTION][0] for _ in range(5)]
+    loop.wait_until(lambda: {loop.state_of(each) for each in others} == {"waiting-for-ep"})
+
+    assert loop.state_of(refused) == "received"
+    with queues.connect(loop.broker_url) as connection, connection.channel() as channel:
+        # When there is room again.
+        full(channel).purge()
+    loop.wait_until(lambda: loop.state_of(refused) == "waiting-for-ep")
+
+
+@on_postgres
+def test_a_command_that_was_given_while_the_broker_was_away_arrives(loop: Loop, own_rabbitmq: PrivateRabbitMQ) -> None:
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    commands = queues.commands_queue(endpoint_id)
+    queues.declare(loop.broker_url, commands)
+    (task_id,) = loop.submit(endpoint_id).tasks[FUNCTION]
+    loop.wait_until(lambda: loop.state_of(task_id) == "waiting-for-ep")
+
+    own_rabbitmq.ctl("stop_app")
+    loop.dispatcher.command(endpoint_id, wire.Command("stop"))
+    own_rabbitmq.ctl("start_app")
+
+    def arrived() -> bool:
+        with queues.connect(loop.broker_url) as connection:
+            return int(queues.look_at(connection, commands).message_count) >= 1
+
+    loop.wait_until(arrived)
+
+
+def test_a_broker_that_shows_life_but_confirms_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch, vhost: str) -> None:
+    monkeypatch.setattr("farcall_webservice.publisher.CONFIRMED_WITHIN_S", 0.05)
+    with queues.connect(vhost, confirm_each=False) as connection:
+        publisher = Publisher(connection)
+        publisher.publish(Queue("somewhere", durable=True), b"1")
+        # What comes is heartbeats.
+        monkeypatch.setattr(connection, "drain_events", lambda timeout: None)
+
+        with pytest.raises(TimeoutError, match="1 messages"):
             publisher.confirm()
 
 

@@ -15,10 +15,10 @@ from farcall_webservice.database import Database
 from farcall_webservice.errors import ApiError
 from farcall_webservice.extensions import KEY, Outbox, Services, services
 from farcall_webservice.fields import uuid_text
-from farcall_webservice.forward import ResultQueues
 from farcall_webservice.ledger import Ledger
 from farcall_webservice.oauth import pages, routes
 from farcall_webservice.openapi import Api, IdConverter, OrjsonProvider
+from farcall_webservice.result_queues import ResultQueues
 from farcall_webservice.waiting import Waiting
 
 BLUEPRINTS = (

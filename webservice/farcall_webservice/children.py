@@ -2,7 +2,7 @@
 
 All of it is in the database, so that any process can act. A child is in one of three phases::
 
-    down  --- tasks for it, its parent online: queue emptied, tasks sent, start command -->  awaited
+    down  --- tasks for it, its parent online: what was lost sent again, start command -->  awaited
     awaited  --- its first heartbeat -->  up
     awaited  --- no heartbeat for AWAITED_S: the same once more, MOST_ATTEMPTS times, then its tasks fail -->  awaited
     awaited  --- its parent reports that it cannot be started: its tasks fail -->  down
@@ -74,7 +74,7 @@ class Phase(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Start:
-    """A start that is to be carried out, in this order: empty the queue, publish the tasks, publish the command."""
+    """A start that is to be carried out, in this order: send the tasks that are not on its queue, send the command."""
 
     parent_id: str
     tasks: Sequence[BatchedTask]

@@ -9,12 +9,10 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 
 from kombu import Connection, Consumer, Message
-from kombu.exceptions import OperationalError
 
 from farcall import wire
 from farcall.errors import WireError
@@ -26,6 +24,7 @@ from farcall_webservice.dispatch import Dispatcher
 from farcall_webservice.fields import uuid_text
 from farcall_webservice.ledger import Ledger
 from farcall_webservice.reports import Reports
+from farcall_webservice.surviving import FIRST_PAUSE_S, LONGEST_PAUSE_S, keep_at
 from farcall_webservice.waiting import Waiting
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,6 @@ BYTES_PER_ROUND = 32 * 1024 * 1024
 LINGER_S = 0.0005
 #: A message larger than this most likely holds many results.
 LONE_RESULT_BYTES = 2000
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 
 
 class Collector:
@@ -47,6 +45,7 @@ class Collector:
         self, broker_url: str, database: Database, ledger: Ledger, dispatcher: Dispatcher, waiting: Waiting
     ) -> None:
         self._broker_url = broker_url
+        self._broker_errors = queues.errors_of(broker_url)
         self._database = database
         self._ledger = ledger
         self._dispatcher = dispatcher
@@ -67,28 +66,20 @@ class Collector:
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        pause = FIRST_PAUSE_S
+        keep_at(self._connect_and_collect, explain=self._explain, wait=lambda pause: not self._stopping.wait(pause))
+
+    def _explain(self, error: Exception) -> str | None:
+        return f"lost the broker ({error})" if isinstance(error, self._broker_errors) else None
+
+    def _connect_and_collect(self) -> None:
         while not self._stopping.is_set():
-            connection = queues.connect(self._broker_url, heartbeat_s=queues.HEARTBEAT_S)
-            started = time.monotonic()
             try:
-                with connection:
+                with queues.connect(self._broker_url, heartbeat_s=queues.HEARTBEAT_S) as connection:
                     self._collect_until_stopped(connection)
             except UNAVAILABLE as error:
                 # Received and returned to the broker again and again, a message could exceed what it bears.
                 log.warning("the database cannot be used (%s); collecting goes on when it can", cause_of(error))
                 self._wait_for_database()
-            except Exception as error:
-                # The one place where the collector must survive whatever happened: results wait for it.
-                expected = (*connection.connection_errors, *connection.channel_errors, OperationalError)
-                if time.monotonic() - started > LONGEST_PAUSE_S:
-                    pause = FIRST_PAUSE_S
-                if isinstance(error, expected):
-                    log.warning("lost the broker (%s); connecting again in %.1f s", error, pause)
-                else:
-                    log.exception("collecting failed; trying again in %.1f s", pause)
-                self._stopping.wait(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _wait_for_database(self) -> None:
         pause = FIRST_PAUSE_S

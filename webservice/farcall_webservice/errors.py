@@ -39,6 +39,10 @@ def invalid(message: str) -> ApiError:
     return ApiError(422, "SEMANTICALLY_INVALID", f"Request payload failed validation: {message}")
 
 
+def broker_unavailable(message: str) -> ApiError:
+    return ApiError(503, "BROKER_UNAVAILABLE", message, {"Retry-After": "2"})
+
+
 def document(error: ApiError) -> dict[str, Any]:
     return {
         "code": error.code,

@@ -11,8 +11,8 @@ from flask import current_app
 from farcall.wire import Command
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.database import Database
-from farcall_webservice.forward import ResultQueues
 from farcall_webservice.ledger import Ledger, Outgoing
+from farcall_webservice.result_queues import ResultQueues
 from farcall_webservice.waiting import Waiting
 
 KEY = "farcall"

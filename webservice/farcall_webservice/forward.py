@@ -9,34 +9,33 @@ read, and takes it again, without end.
 from __future__ import annotations
 
 import contextlib
+import enum
 import logging
-import threading
+import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+import kombu
 from kombu import Queue
-from kombu.exceptions import OperationalError
-from sqlalchemy import Connection, Row, Table, bindparam, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Row, Table, bindparam, select, update
 
 from farcall import wire
 from farcall.wire import ErrorDetails, Result, TaskState
 from farcall_webservice import queues
 from farcall_webservice.database import Database
-from farcall_webservice.errors import ApiError
 from farcall_webservice.ledger import IDS_PER_QUERY, Ledger
 from farcall_webservice.models import ResultQueue, TaskGroup
-from farcall_webservice.pruning import Pruning
+from farcall_webservice.publisher import NotTaken, Publisher
 
 log = logging.getLogger(__name__)
 
 #: So many results of a group, or characters of them, go out before the next group has its turn.
 RESULTS_PER_TURN = 200
 CHARACTERS_PER_TURN = 16 * 1024 * 1024
-#: A queue that was declared so recently need not be declared again; the broker keeps an unused one for far longer.
-DECLARED_FOR_S = 3600.0
-QUEUES_REMEMBERED = 10_000
+#: A group whose results the broker does not take waits so long, and one whose turn another process has.
+REFUSED_PAUSE_S = 30.0
+TAKEN_PAUSE_S = 1.0
 
 #: Publishes a body with a time (seconds since 1970) to a queue, which is made if it is not there.
 Publish = Callable[[Queue, list[tuple[bytes, int]]], None]
@@ -54,66 +53,66 @@ _CURSOR = (
     .join(_GROUPS, _GROUPS.c.id == _QUEUES.c.task_group_id)
     .where(_QUEUES.c.task_group_id == bindparam("group"))
 )
-_CURSOR_LOCKED = _CURSOR.with_for_update(of=_QUEUES)
+#: Whoever holds it publishes to a broker that may be slow; nobody else has to wait for that.
+_CURSOR_LOCKED = _CURSOR.with_for_update(of=_QUEUES, skip_locked=True)
 _MOVE = update(_QUEUES).where(_QUEUES.c.task_group_id == bindparam("group")).values(forwarded_seq=bindparam("seq"))
-_LAST_SEQ = select(_GROUPS.c.last_result_seq).where(_GROUPS.c.id == bindparam("group"))
-_IS_KNOWN = select(_QUEUES.c.created_at).where(_QUEUES.c.task_group_id == bindparam("group"))
 
 
-class ResultQueues:
-    """The side that requests see: makes a group's queue before its submit is answered."""
+class Turn(enum.Enum):
+    """How it went when a group had its turn."""
 
-    def __init__(self, broker_url: str, database: Database) -> None:
-        self._broker_url = broker_url
-        self._database = database
-        self._lock = threading.Lock()
-        self._declared: dict[str, float] = {}
-        self._pruning = Pruning()
-        #: Only such a broker speaks AMQP with clients.
-        self.are_available = queues.speaks_amqp(broker_url)
-
-    def open(self, owner_id: str, task_group_id: str) -> None:
-        """Make sure that the group has its queue, and that results from now on go there.
-
-        Raises :class:`ApiError` where the broker cannot be reached.
-        """
-        now = time.monotonic()
-        if now - self._declared.get(task_group_id, -DECLARED_FOR_S) < DECLARED_FOR_S:
-            return
-        try:
-            queues.declare(self._broker_url, queues.group_queue(owner_id, task_group_id))
-        except (OperationalError, OSError) as error:
-            raise ApiError(
-                503,
-                "BROKER_UNAVAILABLE",
-                "The service cannot reach its broker now, so it cannot make the queue of the results: try again",
-                {"Retry-After": "2"},
-            ) from error
-        self._remember(task_group_id)
-        with self._lock:
-            if len(self._declared) >= QUEUES_REMEMBERED:
-                self._declared.clear()
-            self._declared[task_group_id] = now
-
-    def _remember(self, task_group_id: str) -> None:
-        with self._database.reading() as connection:
-            if connection.execute(_IS_KNOWN, {"group": task_group_id}).one_or_none() is not None:
-                return
-            # Whoever opens the queue of an older group asks for the results that there are.
-            last = connection.execute(_LAST_SEQ, {"group": task_group_id}).scalar_one_or_none()
-        row = {"task_group_id": task_group_id, "forwarded_seq": last or 0, "created_at": time.time()}
-        # Another request for the same group may have been quicker.
-        with contextlib.suppress(IntegrityError), self._database.writing() as connection:
-            connection.execute(insert(_QUEUES), row)
-        self._pruning.now_and_then(self._database)
+    DONE = enum.auto()
+    #: There may be more.
+    MORE = enum.auto()
+    #: Another process is at it.
+    TAKEN = enum.auto()
 
 
 class Forwarder:
-    """The side that the dispatcher's thread uses: carries results from the ledger to the groups' queues."""
+    """Carries results from the ledger to the groups' queues, for one thread. `result_queues` makes them."""
 
     def __init__(self, database: Database, ledger: Ledger) -> None:
         self._database = database
         self._ledger = ledger
+        self._broker: kombu.Connection
+        self._publisher: Publisher
+        #: Groups that have to wait for their turn, and until when.
+        self._not_before: dict[str, float] = {}
+
+    def use(self, broker: kombu.Connection) -> None:
+        """Publish over this connection from now on."""
+        self._broker = broker
+        # Its own, as it is lost when the broker refuses something: that is no other one's affair.
+        self._publisher = Publisher(broker)
+
+    def next_due(self) -> float:
+        """When the next of the groups that have to wait gets its turn, as monotonic time."""
+        return min(self._not_before.values(), default=math.inf)
+
+    def take_due(self) -> set[str]:
+        """Those of them whose time has come."""
+        now = time.monotonic()
+        due = {each for each, at in self._not_before.items() if at <= now}
+        for each in due:
+            del self._not_before[each]
+        return due
+
+    def take_turns(self, task_group_ids: Collection[str]) -> list[str]:
+        """Give each of these groups that is behind a turn. Returns those that may want another one at once."""
+        more = []
+        for each in self.behind([each for each in task_group_ids if each not in self._not_before]):
+            try:
+                turn = self.forward(each, self._publisher.publish_results)
+            except (*self._broker.channel_errors, NotTaken) as error:
+                log.warning("the results of task group %s wait %d s: %s", each, REFUSED_PAUSE_S, error)
+                self._not_before[each] = time.monotonic() + REFUSED_PAUSE_S
+                self._publisher = Publisher(self._broker)
+                continue
+            if turn == Turn.MORE:
+                more.append(each)
+            elif turn == Turn.TAKEN:
+                self._not_before[each] = time.monotonic() + TAKEN_PAUSE_S
+        return more
 
     def behind(self, task_group_ids: Collection[str] | None = None) -> list[str]:
         """The groups that have a queue and results not yet on it: of these groups, or of all."""
@@ -126,16 +125,16 @@ class Forwarder:
                 found += connection.execute(_BEHIND_OF, {"ids": ids[start : start + IDS_PER_QUERY]}).scalars()
             return found
 
-    def forward(self, task_group_id: str, publish: Publish) -> bool:
-        """Publish the next results of a group. True if there may be more of them."""
+    def forward(self, task_group_id: str, publish: Publish) -> Turn:
+        """Publish the next results of a group."""
         with self._cursor(task_group_id) as (connection, cursor):
             if cursor is None:
-                return False
+                return Turn.TAKEN
             rows = self._ledger.group_results(
                 task_group_id, after=cursor.forwarded_seq, limit=RESULTS_PER_TURN, max_characters=CHARACTERS_PER_TURN
             )
             if not rows:
-                return False
+                return Turn.DONE
             queue = queues.group_queue(cursor.owner_id, task_group_id)
             publish(queue, [(wire.encode(result_of(row)), int(row.completed_at)) for row in rows])
             moved = {"group": task_group_id, "seq": rows[-1].result_seq}
@@ -144,11 +143,11 @@ class Forwarder:
             else:
                 with self._database.writing() as writer:
                     writer.execute(_MOVE, moved)
-        return len(rows) > 1
+        return Turn.MORE if len(rows) > 1 else Turn.DONE
 
     @contextlib.contextmanager
     def _cursor(self, task_group_id: str) -> Iterator[tuple[Connection | None, Row[Any] | None]]:
-        """The group's cursor, which nobody else moves meanwhile, and the transaction that holds it."""
+        """The group's cursor, which nobody else moves meanwhile, and the transaction that holds it; or no cursor."""
         question = {"group": task_group_id}
         if self._database.is_sqlite:
             # Its service is one process with one dispatcher, and its writers must not wait for a broker.

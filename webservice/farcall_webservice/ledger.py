@@ -7,6 +7,7 @@ carries tasks out after their rows are committed, `collector` brings results in.
 from __future__ import annotations
 
 import logging
+import math
 import time
 import uuid
 from collections import defaultdict
@@ -53,6 +54,12 @@ class Outgoing:
     submission_id: str
     runner_id: str
     tasks: Sequence[BatchedTask]
+    #: Until when no other process publishes it (seconds since 1970).
+    claimed_until: float = math.inf
+
+    @property
+    def characters(self) -> int:
+        return sum(len(task.payload) for task in self.tasks)
 
 
 @dataclass(frozen=True)
@@ -217,7 +224,7 @@ class Ledger:
         if rows:
             connection.execute(sql.ADD_TASKS, rows)
         tasks = [BatchedTask(row["id"], row["function_id"], row["payload"], request.options) for row in rows]
-        outgoing = [Outgoing(submission_id, request.runner_id, tasks)]
+        outgoing = [Outgoing(submission_id, request.runner_id, tasks, now + CLAIM_S)]
         return Receipt(submission_id, task_group_id, request.endpoint_id, ids, outgoing)
 
     # -- dispatching --------------------------------------------------------------------------------------------------
@@ -238,7 +245,7 @@ class Ledger:
 
     def _undispatched_ids(self, connection: Connection, *, alone: bool, limit: int) -> list[str]:
         if alone:
-            return list(connection.execute(sql.UNDISPATCHED, {"limit": limit}).scalars())
+            return list(connection.execute(sql.UNDISPATCHED_ALONE, {"limit": limit, "now": time.time()}).scalars())
         now = time.time()
         claim = {"claimant": self._claimant, "now": now, "until": now + CLAIM_S, "limit": limit}
         return [row.id for row in sorted(connection.execute(sql.CLAIM, claim), key=lambda row: row.created_at)]
@@ -253,6 +260,12 @@ class Ledger:
                 if not self._database.is_sqlite:
                     connection.execute(sql.LOCK_RECEIVED, {"ids": some})
                 connection.execute(sql.MARK_TASKS, {"ids": some, **values})
+
+    def set_aside(self, submission_ids: Sequence[str], for_s: float) -> None:
+        """Keep these submissions, which could not be published, from all who publish for a while."""
+        with self._database.writing() as connection:
+            for some in _in_parts(submission_ids):
+                connection.execute(sql.SET_ASIDE, {"ids": some, "until": time.time() + for_s})
 
     def unaccounted(self, runner_id: str, holds: Iterable[str], *, grace_s: float, limit: int = 5000) -> Unaccounted:
         """Compare what an agent holds with what the ledger believes it has.

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from farcall_webservice.database import Database, cause_of
+from farcall_webservice.surviving import keep_at
 from farcall_webservice.waiting import Waiting
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 CHANNEL = "farcall_results"
 #: A notice takes less than 8000 bytes; an id and the space after it take 37.
 GROUPS_PER_NOTICE = 200
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 
 _ANNOUNCE = text("SELECT pg_notify(:channel, :groups)")
 
@@ -57,24 +57,18 @@ class Listener:
         os.close(self._tell_to_stop)
 
     def _run(self) -> None:
-        pause = FIRST_PAUSE_S
-        while not self._stopping.is_set():
-            try:
-                with self._database.engine.connect() as connection:
-                    driver: Any = connection.connection.driver_connection
-                    # It is kept for good, so it is none of the pool's.
-                    connection.detach()
-                    driver.autocommit = True
-                    driver.execute(f"LISTEN {CHANNEL}")
-                    pause = FIRST_PAUSE_S
-                    # What was announced while nobody listened.
-                    self._waiting.wake_all()
-                    self._wake_until_stopped(driver.pgconn)
-            except Exception as error:
-                # The one place where the listener must survive whatever happened: long-polls wait for it.
-                log.warning("lost the news of results (%s); listening again in %.1f s", cause_of(error), pause)
-                self._stopping.wait(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_S)
+        keep_at(self._listen, explain=_explain, wait=lambda pause: not self._stopping.wait(pause))
+
+    def _listen(self) -> None:
+        with self._database.engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            # It is kept for good, so it is none of the pool's.
+            connection.detach()
+            driver.autocommit = True
+            driver.execute(f"LISTEN {CHANNEL}")
+            # What was announced while nobody listened.
+            self._waiting.wake_all()
+            self._wake_until_stopped(driver.pgconn)
 
     def _wake_until_stopped(self, connection: Any) -> None:
         with selectors.DefaultSelector() as selector:
@@ -87,3 +81,7 @@ class Listener:
                 connection.consume_input()
                 while (notice := connection.notifies()) is not None:
                     self._waiting.wake(notice.extra.decode().split())
+
+
+def _explain(error: Exception) -> str:
+    return f"lost the news of results ({cause_of(error)})"

@@ -31,7 +31,7 @@ class _Parts:
         self._ledger = Ledger(database)
         self._accounts = accounts.make(config, database)
         self.dispatcher = Dispatcher(
-            self._broker_url, database, self._ledger, alone=alone, accounts=self._accounts, wake=waiting.wake
+            self._broker_url, database, self._ledger, alone=alone, accounts=self._accounts, tell=waiting.wake
         )
 
     def collector(self) -> Collector:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from amqp.exceptions import PreconditionFailed
 from kombu import Connection, Exchange, Queue
+from kombu.exceptions import OperationalError
 
 from farcall_webservice.config import QueueType
 
@@ -30,6 +31,8 @@ HEARTBEAT_EXPIRES_MS = "60000"
 GROUP_QUEUE_EXPIRES_S = 14 * 24 * 3600
 #: How often both sides of a connection that is kept say that they are there.
 HEARTBEAT_S = 60
+#: A broker that reads nothing for so long is one that is not there.
+WRITTEN_WITHIN_S = 30
 
 #: What a queue is declared with that holds what nobody can make again at once: tasks and results.
 _KEEPING: dict[str, str] = {}
@@ -90,8 +93,15 @@ def connect(broker_url: str, *, confirm_each: bool = True, heartbeat_s: int = 0)
             "health_check_interval": 10,
         }
     else:
-        options = {"confirm_publish": confirm_each}
+        # A RabbitMQ that is short of memory or disk reads nothing from those who publish.
+        options = {"confirm_publish": confirm_each, "write_timeout": WRITTEN_WITHIN_S}
     return Connection(broker_url, transport_options=options, connect_timeout=5, heartbeat=heartbeat_s)
+
+
+def errors_of(broker_url: str) -> tuple[type[Exception], ...]:
+    """What is raised where a broker is away, breaks down or refuses something."""
+    connection = connect(broker_url)
+    return (*connection.connection_errors, *connection.channel_errors, OperationalError)
 
 
 def show_life(connection: Connection) -> None:

@@ -61,6 +61,15 @@ UNDISPATCHED = (
     .order_by(submission.created_at)
     .limit(bindparam("limit"))
 )
+#: For the only process that dispatches, which minds no claims: without those that are set aside, and claimed by nobody.
+UNDISPATCHED_ALONE = UNDISPATCHED.where(
+    or_(
+        submission.claimed_by.is_not(None),
+        submission.claimed_until.is_(None),
+        submission.claimed_until < bindparam("now"),
+    )
+)
+SET_ASIDE = update(SUBMISSIONS).where(submission.id.in_(_IDS)).values(claimed_by=None, claimed_until=bindparam("until"))
 #: Those that are the claimant's own, or nobody's any more. Another process that looks at the same time takes others.
 _claimable = (
     UNDISPATCHED.where(
