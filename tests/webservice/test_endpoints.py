@@ -9,6 +9,8 @@ import pytest
 from sqlalchemy import update
 
 from farcall_webservice import queues
+from farcall_webservice.accounts import SharedAccount
+from farcall_webservice.management import ManagementError
 from farcall_webservice.models import Endpoint
 
 if TYPE_CHECKING:
@@ -47,6 +49,17 @@ def test_a_registration_tells_the_agent_its_queues(ada: Person) -> None:
     assert publishing["properties"]["delivery_mode"] == 2
     assert body["heartbeat_queue_info"]["queue"] == "heartbeats"
     assert {info["connection_url"] for name, info in body.items() if name.endswith("_info")} == {"memory://"}
+
+
+def test_a_registration_that_gets_no_account_leaves_no_endpoint(ada: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> str:
+        raise ManagementError("nobody answers")
+
+    monkeypatch.setattr(SharedAccount, "for_endpoint", refuse)
+
+    ada.post("/v3/endpoints", HERE).refused(503, "BROKER_UNAVAILABLE")
+
+    assert ada.get("/v2/endpoints").done() == []
 
 
 def test_an_agent_may_bring_an_id_that_the_service_has_never_seen(ada: Person, unknown_id: str) -> None:

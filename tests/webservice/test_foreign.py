@@ -265,14 +265,13 @@ def test_a_failed_start_that_is_reported_again_fails_nothing_of_a_later_one(
 def test_a_start_that_a_dead_predecessors_file_prevents_is_repeated(
     world: World, ada: Somebody, core: CoreEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farcall_webservice.foreign.PID_FILE_S", 0)
+    monkeypatch.setattr("farcall_webservice.foreign.USUAL_PERIOD_S", 0.1)
     ids = submit(ada, core, 2)
     command, _ = core.take_command()
     child_id = command["kwargs"]["amqp_creds"]["endpoint_id"]
 
     text = "PID file content:\n 444\n\n Another instance of this endpoint is running.  Refusing to start."
     world.report(child_id, error=text, heartbeat_period=3)
-    core.heartbeat()
 
     assert core.start_child().take(2) == ids
 

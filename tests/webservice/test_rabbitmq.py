@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,6 +105,22 @@ def test_tasks_for_a_queue_that_was_deleted_make_it_anew(loop: Loop) -> None:
     second = loop.submit(endpoint_id).tasks[FUNCTION]
 
     answer(loop, endpoint_id, set(second))
+
+
+def test_a_connection_with_nothing_to_publish_is_kept(vhost: str) -> None:
+    heartbeat_s = 1
+    with queues.connect(vhost, confirm_each=False, heartbeat_s=heartbeat_s) as connection:
+        connection.ensure_connection(max_retries=1)
+        publisher = Publisher(connection)
+        published = Queue("kept", durable=True)
+
+        # After two heartbeats that were not read, the connection would be given up.
+        for _ in range(16):
+            threading.Event().wait(heartbeat_s / 4)
+            publisher.show_life()
+
+        publisher.publish(published, b"still there")
+        publisher.confirm()
 
 
 def test_what_the_broker_refuses_does_not_count_as_published(vhost: str) -> None:

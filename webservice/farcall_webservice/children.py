@@ -10,9 +10,9 @@ All of it is in the database, so that any process can act. A child is in one of 
     up  --- at two looks nobody consumes its queue: what it has not answered is sent again -->  awaited
 
 A child acknowledges a task when it has taken it, so one that dies takes tasks with it. What it has is known to nobody:
-so when it is gone, its queue is emptied and every task that it has not answered is sent once. A child counts as gone
-only when the broker knows no consumer of its queue, for as long as it is connected it may be about to answer; and as it
-may have lost its connection for a moment, only at the second look, a while after the first.
+so when it is gone, every task that it has not answered and that is not on its queue is sent again. A child counts as
+gone only when the broker knows no consumer of its queue, for as long as it is connected it may be about to answer; and
+as it may have lost its connection for a moment, only at the second look, a while after the first.
 
 Nothing is polled. Children are looked at when tasks are published to them, when they say goodbye, and with each
 heartbeat of their parent.
@@ -213,7 +213,7 @@ class Children:
         hopeless = [task_id for task_id, times in sent.items() if were_lost and times >= MOST_SENDS]
         news = self._fail_lost(hopeless) if hopeless else set()
         again = self._ledger.resend(list(sent.keys() - hopeless), as_lost=were_lost)
-        log.info("starting user endpoint %s of endpoint %s; %d tasks were lost", child_id, child.parent_id, len(sent))
+        log.info("starting user endpoint %s of endpoint %s; %d tasks wait for it", child_id, child.parent_id, len(sent))
         user = foreign.Identity(child.owner_id, child.owner_name)
         command = foreign.start_command(child.parent_id, child_id, user, child.user_endpoint_config or {}, url)
         return Start(child.parent_id, [task for batch in again for task in batch.tasks], command, news)
@@ -270,9 +270,7 @@ class Children:
     def start_failed(self, child_id: str, text: str) -> set[str]:
         """Its parent could not start a child: what waits for it fails. Returns the groups that have news."""
         if foreign.must_only_wait(text):
-            again_at = time.time() + foreign.PID_FILE_S
-            with self._database.writing() as connection:
-                connection.execute(_AWAIT_LONGER, {"child": child_id, "since": again_at - AWAITED_S})
+            self._try_again_later(child_id)
             return set()
         with self._database.writing() as connection:
             if connection.execute(_DOWN, {"child": child_id, "was": Phase.AWAITED.value}).rowcount != 1:
@@ -280,6 +278,15 @@ class Children:
                 return set()
         reason = f"The endpoint could not start a user endpoint for this task: {text}"
         return self._ledger.fail_tasks_of_runner(child_id, reason, code=START_FAILED)
+
+    def _try_again_later(self, child_id: str) -> None:
+        """Wait for one of a child's heartbeat periods. Its file is fresh for three of them; MOST_ATTEMPTS are more."""
+        with self._database.writing() as connection:
+            child = connection.execute(_CHILD_AND_PARENT, {"child": child_id}).one()
+            wait_s = child.heartbeat_period or foreign.USUAL_PERIOD_S
+            again_at = {"child": child_id, "since": time.time() + wait_s - AWAITED_S}
+            if connection.execute(_AWAIT_LONGER, again_at).rowcount == 1:
+                self._look_again(child_id, wait_s)
 
     def give_up(self, child_id: str) -> set[str]:
         """Fail the tasks of a child that was started often enough and never came. Returns the groups that have news."""

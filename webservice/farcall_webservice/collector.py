@@ -51,7 +51,12 @@ class Collector:
         self._dispatcher = dispatcher
         self._waiting = waiting
         # It is the dispatcher that starts them, and needs their accounts.
-        children = Children(SharedAccount(broker_url), database, ledger)
+        children = Children(
+            SharedAccount(broker_url),
+            database,
+            ledger,
+            look_again=lambda child_id, in_s: dispatcher.look_after(child_id, in_s=in_s),
+        )
         self._reports = Reports(database, ledger, dispatcher, children, self._tell)
         self._received: list[Message] = []
         self._stopping = threading.Event()

@@ -209,7 +209,8 @@ class Dispatcher:
             if news:
                 self.forward(self._forwarder.take_turns(news))
             self._publish_commands(commands)
-            queues.show_life(connection)
+            if not found:
+                self._publisher.show_life()
             if not found or self._stopping or len(self._unmarked) >= MARK_AT_MOST:
                 self._mark()
             if self._stopping and not outgoing and not commands and not news:

@@ -19,8 +19,8 @@ from farcall_webservice import queues
 
 #: A core endpoint refuses a command whose time is more than 180 s off; so the broker need not keep it for longer.
 COMMAND_EXPIRES_S = 170
-#: So long an endpoint takes a file with a process id, which is touched while the process lives, for a sign of life.
-PID_FILE_S = 30
+#: Of a program that does not say how often it sends heartbeats.
+USUAL_PERIOD_S = 30.0
 #: From this version of Globus Compute on every endpoint is a core endpoint.
 ALWAYS_CORE_SINCE = 4
 

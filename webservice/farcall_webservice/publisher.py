@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 SETTLED_AFTER_S = 15.0
 #: A broker that confirms nothing for so long is one that is not there.
 CONFIRMED_WITHIN_S = 30.0
+#: How long to look for something to read; py-amqp cannot look without waiting.
+READ_S = 0.001
 #: What has not been seen of a queue's messages after so long is not waited for.
 LOOKED_THROUGH_WITHIN_S = 10.0
 #: A broker to whom a queue has to be declared before each first use need not be told of so many again.
@@ -66,6 +68,17 @@ class Publisher:
     @property
     def is_settled(self) -> bool:
         return time.monotonic() - self._connected_at > SETTLED_AFTER_S
+
+    def show_life(self) -> None:
+        """Read what the broker has sent, and send a heartbeat if one is due. For when there is nothing else to do.
+
+        The broker's own heartbeats count only once they are read, and nothing else is read where nothing is published.
+        """
+        if self._confirms:
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    self._connection.drain_events(timeout=READ_S)
+        queues.show_life(self._connection)
 
     def publish(self, queue: Queue, body: bytes, headers: Mapping[str, Any] | None = None) -> None:
         """Publish to a queue, which is made if it is not there. It counts once :meth:`confirm` has returned."""

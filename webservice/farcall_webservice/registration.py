@@ -47,6 +47,9 @@ def register(caller: Caller, endpoint_id: str | None, body: dict[str, Any]) -> d
         # Before its queues are made, of which an agent that was stopped from elsewhere must find none.
         _check_may_register(known, caller, details, own.config, time.time())
         _check_is_not_consumed(known, details, own.config)
+    # After the checks, for an endpoint that is locked or somebody else's gets no account; and before all that stays,
+    # for each try of an agent that is refused here would leave another endpoint.
+    url = accounts.url_for_endpoint(registered_id, reached_as(own.config))
     _declare_queues(own.config, registered_id)
     try:
         _write(own, caller, registered_id, body)
@@ -54,8 +57,6 @@ def register(caller: Caller, endpoint_id: str | None, body: dict[str, Any]) -> d
         # Two registered the same new id at once, and the other one was first: now it is known.
         _write(own, caller, registered_id, body)
     _hand_over(own, registered_id)
-    # Only now: an endpoint that is locked or somebody else's has no account made for it.
-    url = accounts.url_for_endpoint(registered_id, reached_as(own.config))
     return {"endpoint_id": registered_id, "warnings": [], **queues.queue_infos(registered_id, url)}
 
 

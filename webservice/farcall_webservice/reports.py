@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 GRACE_S = 10.0
 #: A user endpoint that says goodbye may take so long until it is gone.
 GOODBYE_S = 1.5
-#: Of an agent that does not say.
-USUAL_PERIOD_S = 30.0
 
 assert isinstance(Endpoint.__table__, Table)
 _ENDPOINTS = Endpoint.__table__
@@ -81,9 +79,9 @@ class Reports:
 
     def _note_heartbeats(self, sender: Row[Any], reports: Sequence[wire.StatusReport]) -> None:
         latest = reports[-1]
-        period = latest.global_state.get("heartbeat_period", USUAL_PERIOD_S)
+        period = latest.global_state.get("heartbeat_period", foreign.USUAL_PERIOD_S)
         if not isinstance(period, int | float):
-            period = USUAL_PERIOD_S
+            period = foreign.USUAL_PERIOD_S
         said = {
             "endpoint": sender.id,
             "now": time.time(),
