@@ -61,20 +61,18 @@ class Loop:
         return receipt
 
     def take(self, endpoint_id: str, messages: int = 1) -> list[tuple[wire.Message, dict[str, str]]]:
-        """Receive so many messages of an endpoint's task queue."""
-        received: list[tuple[wire.Message, dict[str, str]]] = []
-
-        def keep(message: Message) -> None:
-            # Over AMQP, what is marked as UTF-8 comes as text.
-            body = message.body if isinstance(message.body, bytes) else message.body.encode()
-            received.append((wire.decode(body), dict(message.headers)))
-            message.ack()
-
+        """Receive so many messages of an endpoint's task queue, and leave what follows them there."""
+        received: list[Message] = []
         queue = queues.tasks_queue(endpoint_id)
-        with queues.connect(self.broker_url) as connection, Consumer(connection.channel(), [queue], on_message=keep):
-            while len(received) < messages:
-                connection.drain_events(timeout=TIMEOUT_S)
-        return received
+        with queues.connect(self.broker_url) as connection:
+            consumer = Consumer(connection.channel(), [queue], on_message=received.append, prefetch_count=messages)
+            with consumer:
+                while len(received) < messages:
+                    connection.drain_events(timeout=TIMEOUT_S)
+            # Not before, since for each that is acknowledged another one is sent.
+            for message in received:
+                message.ack()
+        return [(wire.decode(_bytes(message.body)), dict(message.headers)) for message in received]
 
     def say(self, endpoint_id: str, queue: queues.Queue, body: bytes) -> None:
         """Publish as an endpoint's agent does."""
@@ -104,3 +102,8 @@ class Loop:
         self.collector.stop()
         self.dispatcher.stop()
         self.database.close()
+
+
+def _bytes(body: str | bytes) -> bytes:
+    """Over AMQP, what is marked as UTF-8 comes as text."""
+    return body.encode() if isinstance(body, str) else body

@@ -231,6 +231,8 @@ def test_results_that_come_while_the_database_is_away_are_written_when_it_is_bac
 @pytest.mark.usefixtures("quorum")
 def test_tasks_and_results_can_be_kept_on_quorum_queues(loop: Loop, own_rabbitmq: PrivateRabbitMQ, vhost: str) -> None:
     endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    # As its registration does. Made by two at once, a quorum queue of RabbitMQ 3 may fail who uses it first.
+    queues.declare(loop.broker_url, queues.tasks_queue(endpoint_id))
 
     answer(loop, endpoint_id, set(loop.submit(endpoint_id, 2).tasks[FUNCTION]))
 
