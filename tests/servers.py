@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import itertools
 import os
@@ -20,6 +21,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 
 START_TIMEOUT_S = 90
 STOP_TIMEOUT_S = 60
@@ -144,10 +148,16 @@ def _popen(
         errors="replace",
         # Ctrl-C on the terminal is for the tests, which then stop the server.
         start_new_session=True,
+        preexec_fn=_end_with_the_tests,  # noqa: PLW1509 -- one call of the C library, which takes no lock
         user=as_user.pw_uid if as_user else None,
         group=as_user.pw_gid if as_user else None,
         extra_groups=[] if as_user else None,
     )
+
+
+def _end_with_the_tests() -> None:
+    """Also when they are killed, and can stop nothing any more."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def _plain_environment(**more: str) -> dict[str, str]:
