@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from servers import needs
 from typer.testing import CliRunner
 
 from farcall_webservice.cli import app
@@ -30,8 +31,7 @@ def assert_is_a_command(words: list[str]) -> None:
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_systemd_finds_nothing_wrong_with_a_unit(unit: Path, tmp_path: Path) -> None:
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("systemd-analyze is not installed")
+    needs("systemd", lambda: None if shutil.which("systemd-analyze") else "systemd-analyze is not installed")
     here = tmp_path / unit.name
     here.write_text(unit.read_text().replace("/opt/farcall/bin/farcall-webservice", sys.executable))
 

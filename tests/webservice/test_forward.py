@@ -211,11 +211,10 @@ def test_a_queue_that_takes_nothing_keeps_no_other_group_waiting(place: Place, m
         assert taken(listener)[0]["task_id"] == task_id
 
 
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_a_group_that_another_process_is_at_keeps_no_other_waiting(place: Place) -> None:
     group_id, (task_id,) = place.submit(create_queue=True)
     other_id, (other,) = place.submit(create_queue=True)
-    if place.world.database.is_sqlite:
-        pytest.skip("there is no other process")
 
     with place.world.database.writing() as connection:
         query = "SELECT 1 FROM result_queues WHERE task_group_id = %(group)s FOR UPDATE"

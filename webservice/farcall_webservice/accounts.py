@@ -23,7 +23,7 @@ from farcall.errors import ConfigurationError
 from farcall_webservice import queues
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.database import Database
-from farcall_webservice.errors import ApiError
+from farcall_webservice.errors import ApiError, broker_unavailable
 from farcall_webservice.management import Management, ManagementError
 from farcall_webservice.models import Secret
 
@@ -212,10 +212,7 @@ def _shared_secret(database: Database) -> bytes:
 
 def _unavailable(error: ManagementError) -> ApiError:
     log.error("%s", error)
-    return ApiError(
-        503,
-        "BROKER_UNAVAILABLE",
+    return broker_unavailable(
         "The service cannot make an account at its broker now: try again; if it stays so, its administrator finds the "
-        "reason in its log",
-        {"Retry-After": "2"},
+        "reason in its log"
     )

@@ -19,13 +19,15 @@ from farcall_webservice import access, accounts, foreign, queues
 from farcall_webservice.auth import Caller
 from farcall_webservice.children import adopt, children_of
 from farcall_webservice.config import ServiceConfig
-from farcall_webservice.errors import ApiError, forbidden, not_found
+from farcall_webservice.errors import ApiError, broker_unavailable, forbidden, not_found
 from farcall_webservice.extensions import Services, services
 from farcall_webservice.fields import iso
 from farcall_webservice.liveness import is_recent
 from farcall_webservice.models import Endpoint
 
 log = logging.getLogger(__name__)
+
+_UNREGISTERED = "The service cannot reach its broker now, so the endpoint cannot be registered: try again"
 
 _BY_ID = select(Endpoint).where(Endpoint.id == bindparam("id"))
 _DELETED_AT = select(Endpoint.deleted_at).where(Endpoint.id == bindparam("id"))
@@ -207,7 +209,7 @@ def _is_consumed(endpoint_id: str, config: ServiceConfig) -> bool:
         each = (queues.commands_queue(endpoint_id), queues.tasks_queue(endpoint_id))
         return any(queues.consumers(config.broker_url, queue) for queue in each)
     except (OperationalError, OSError) as error:
-        raise _broker_unavailable() from error
+        raise broker_unavailable(_UNREGISTERED) from error
 
 
 def _details(config: ServiceConfig, body: dict[str, Any]) -> dict[str, Any]:
@@ -236,16 +238,7 @@ def _declare_queues(config: ServiceConfig, endpoint_id: str) -> None:
     try:
         queues.declare(config.broker_url, *wanted)
     except (OperationalError, OSError) as error:
-        raise _broker_unavailable() from error
-
-
-def _broker_unavailable() -> ApiError:
-    return ApiError(
-        503,
-        "BROKER_UNAVAILABLE",
-        "The service cannot reach its broker now, so the endpoint cannot be registered: try again",
-        {"Retry-After": "2"},
-    )
+        raise broker_unavailable(_UNREGISTERED) from error
 
 
 def _delete_queue(config: ServiceConfig, queue: Queue) -> None:
