@@ -1,9 +1,9 @@
 """What travels between service, agent and worker: states, packed buffers, messages and their envelope.
 
 A message on a queue is the byte ``0x01`` followed by UTF-8 JSON ``{"message_type": ..., "data": {...}}``. The types
-``task``, ``result`` and ``ep_status_report`` are those of Globus Compute; ``task_batch``, ``result_batch`` and
-``command`` are Farcall's own and go only to a peer that announced them. Unknown fields are ignored, so that either
-side may be the newer one. Nothing here unpickles anything.
+``task``, ``result`` and ``ep_status_report`` are those of Globus Compute; ``task_batch``, ``result_batch``,
+``output_batch`` and ``command`` are Farcall's own, for a peer that knows them. Unknown fields are ignored, so that
+either side may be the newer one. Nothing here unpickles anything.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ FINAL_STATES = frozenset({TaskState.SUCCESS, TaskState.FAILED, TaskState.CANCELL
 EXECUTION_START = "execution-start"
 EXECUTION_END = "execution-end"
 
+#: The two streams that a task prints to.
+STREAMS = ("stdout", "stderr")
+
 
 def pack_buffers(buffers: Iterable[str]) -> str:
     r"""Join texts so that they can be told apart again, each preceded by its length in characters and a newline.
@@ -83,11 +86,12 @@ def unpack_buffers(packed: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A state, when it began (nanoseconds since 1970) and who says so (``worker``, ``endpoint``, ...)."""
+    """A state, when it began (nanoseconds since 1970), who says so (``worker``, ``endpoint``, ...), and perhaps why."""
 
     timestamp: int
     state: str
     actor: str
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,9 @@ class BatchedTask:
     """One task of a :class:`TaskBatch`.
 
     ``payload`` is the packed arguments: two buffers, positional and keyword. ``options`` holds what the submitter
-    set of ``resource_specification`` (a mapping) and ``result_serializers`` (a list of import paths).
+    set of ``resource_specification`` (a mapping), ``result_serializers`` (a list of import paths), ``max_retries``
+    (how often the task is run again whose worker or node was lost; 0 = it is never started twice) and ``timeout_s``
+    (seconds after which it is stopped).
     """
 
     task_id: str
@@ -165,6 +171,27 @@ class ResultBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Output:
+    """A piece of what a running task has printed.
+
+    ``stream`` is ``stdout`` or ``stderr``; ``start`` is the place of the piece's first character, counted from the
+    task's first. Pieces may be missing: of a task that prints much, not all is kept.
+    """
+
+    task_id: str
+    stream: str
+    start: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutputBatch:
+    """Pieces of the output of one endpoint's tasks. It travels on the way of the results."""
+
+    pieces: Sequence[Output]
+
+
+@dataclass(frozen=True, slots=True)
 class StatusReport:
     """What an agent says of itself with each heartbeat.
 
@@ -182,13 +209,16 @@ class StatusReport:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What the service tells an agent: ``stop``, with the reason in words."""
+    """What the service tells an agent, with the reason in words: ``stop``, or ``cancel``.
+
+    ``cancel`` names no tasks: the agent asks the service which of its tasks have been cancelled.
+    """
 
     command: str
     reason: str = ""
 
 
-Message: TypeAlias = Task | TaskBatch | Result | ResultBatch | StatusReport | Command
+Message: TypeAlias = Task | TaskBatch | Result | ResultBatch | OutputBatch | StatusReport | Command
 
 
 def encode(message: Message) -> bytes:
@@ -236,11 +266,14 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _write_transition(transition: Transition) -> dict[str, Any]:
-    return {"timestamp": transition.timestamp, "state": transition.state, "actor": transition.actor}
+    said = {"timestamp": transition.timestamp, "state": transition.state, "actor": transition.actor}
+    return {**said, "note": transition.note} if transition.note else said
 
 
 def _read_transition(data: Any) -> Transition:
-    return Transition(int(data["timestamp"]), _text(data["state"]), str(data.get("actor", "")))
+    return Transition(
+        int(data["timestamp"]), _text(data["state"]), str(data.get("actor", "")), _text(data.get("note", ""))
+    )
 
 
 def _write_task(task: Task) -> tuple[str, dict[str, Any]]:
@@ -328,6 +361,26 @@ def _read_result_batch(data: dict[str, Any]) -> ResultBatch:
     return ResultBatch([read_result(result) for result in data["results"]])
 
 
+def _write_output_batch(batch: OutputBatch) -> tuple[str, dict[str, Any]]:
+    return "output_batch", {
+        "pieces": [
+            {"task_id": piece.task_id, "stream": piece.stream, "start": piece.start, "text": piece.text}
+            for piece in batch.pieces
+        ]
+    }
+
+
+def _read_output_batch(data: dict[str, Any]) -> OutputBatch:
+    return OutputBatch([_read_output(piece) for piece in data["pieces"]])
+
+
+def _read_output(data: dict[str, Any]) -> Output:
+    stream, start = data["stream"], data["start"]
+    if stream not in STREAMS or type(start) is not int or start < 0:
+        raise ValueError(f"no piece of an output: stream {stream!r}, start {start!r}")
+    return Output(_text(data["task_id"]), stream, start, _text(data["text"]))
+
+
 def _write_status_report(report: StatusReport) -> tuple[str, dict[str, Any]]:
     data: dict[str, Any] = {
         "endpoint_id": report.endpoint_id,
@@ -370,6 +423,7 @@ _WRITERS: dict[type, Any] = {
     TaskBatch: _write_task_batch,
     Result: _write_result,
     ResultBatch: _write_result_batch,
+    OutputBatch: _write_output_batch,
     StatusReport: _write_status_report,
     Command: _write_command,
 }
@@ -378,6 +432,7 @@ _READERS: dict[str, Any] = {
     "task_batch": _read_task_batch,
     "result": read_result,
     "result_batch": _read_result_batch,
+    "output_batch": _read_output_batch,
     "ep_status_report": _read_status_report,
     "command": _read_command,
 }
