@@ -24,7 +24,7 @@ ACCEPTS_TASK_BATCH = "task_batch"
 
 
 class TaskState(enum.StrEnum):
-    """Where a task is. ``ledger.py`` of the service alone moves a task from one to the next."""
+    """Where a task is. The service's ledger alone moves a task from one to the next."""
 
     #: Its row is committed; its message has not gone out yet.
     RECEIVED = "received"
