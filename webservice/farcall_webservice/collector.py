@@ -181,6 +181,7 @@ class Collector:
     def _record_results(self, sender: str, results: Sequence[wire.Result], received: _Round) -> None:
         try:
             self._tell(self._ledger.record_results(sender, results))
+            self._dispatcher.heed(sender, held=False)
         except UNAVAILABLE:
             # The database cannot be used now. All of it will come again.
             raise

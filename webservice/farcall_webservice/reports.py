@@ -96,6 +96,7 @@ class Reports:
         for report in reports:
             if report.task_statuses:
                 self._ledger.record_states(sender.id, report.task_statuses)
+        self._dispatcher.heed(sender.id, held=False)
         if latest.holds is not None:
             self._reconcile(sender.id, latest.holds)
         elif sender.parent_id is not None:

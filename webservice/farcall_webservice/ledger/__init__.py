@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from farcall_webservice.ledger.book import CLAIM_S, IDS_PER_QUERY
 from farcall_webservice.ledger.collecting import Collecting
-from farcall_webservice.ledger.dispatching import Dispatching
+from farcall_webservice.ledger.holding import Holding
 from farcall_webservice.ledger.submitting import Submitting
 from farcall_webservice.ledger.values import (
     GroupExists,
     KeyReused,
+    Load,
     Outgoing,
     Receipt,
     Request,
@@ -26,6 +27,7 @@ __all__ = [
     "GroupExists",
     "KeyReused",
     "Ledger",
+    "Load",
     "Outgoing",
     "Receipt",
     "Request",
@@ -34,5 +36,5 @@ __all__ = [
 ]
 
 
-class Ledger(Submitting, Dispatching, Collecting):
+class Ledger(Submitting, Holding, Collecting):
     """Tasks and their groups, over one database. Each process has one; what it writes, its dispatcher publishes."""
