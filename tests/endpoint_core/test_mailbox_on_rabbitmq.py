@@ -104,16 +104,15 @@ class Broker:
 
     def hang_up(self) -> None:
         """Close all connections but our own."""
-        said = self._server.ctl("-q", "list_connections", "-p", self._vhost, "pid", "--no-table-headers")
-        own = self._server.ctl("-q", "list_connections", "-p", self._vhost, "pid", "peer_port", "--no-table-headers")
-        port = str(self.connection.connection.sock.getsockname()[1])
-        ours = {row.split()[0] for row in own.splitlines() if row.split()[1] == port}
-        for pid in set(said.split()) - ours:
-            self._server.ctl("close_connection", pid, "a test")
+        said = self._server.ctl("-q", "list_connections", "-p", self._vhost, "pid", "peer_port", "--no-table-headers")
+        own_port = str(self.connection.connection.sock.getsockname()[1])
+        for pid, port in (row.split() for row in said.splitlines()):
+            if port != own_port:
+                self._server.ctl("close_connection", pid, "a test")
 
     def close(self) -> None:
         self.connection.release()
-        self._server.ctl("delete_vhost", self._vhost)
+        self._server.drop_vhost(self.url)
 
 
 @pytest.fixture
