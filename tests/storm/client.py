@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any
 
 from tests.storm.tasks import KINDS, Task
 
 from farcall import Client, Executor
+from farcall.errors import ServiceUnavailable
 from farcall.outcomes import Outcome
 
 #: So many tasks may be on their way at a time.
@@ -30,6 +32,7 @@ class Seen:
     ended_at: float | None = None
     #: What was wrong with what came of it; "" if nothing was, None while nothing has come.
     fault: str | None = None
+    was_cancelled: bool = False
 
     @property
     def task_id(self) -> str | None:
@@ -51,6 +54,8 @@ class StormClient:
         }
         self.seen: list[Seen] = []
         self._room = threading.Semaphore(WINDOW)
+        self._unwanted: queue.PriorityQueue[tuple[float, int, Any]] = queue.PriorityQueue()
+        threading.Thread(target=self._change_mind, daemon=True).start()
         self._ended = threading.Condition()
         self.ended = 0
         #: When the latest was submitted of those that have ended.
@@ -72,6 +77,8 @@ class StormClient:
             seen = Seen(task, submitted_at, future)
             self.seen.append(seen)
             future.add_done_callback(lambda future, seen=seen: self._note(seen, future))
+            if task.cancelled_after_s is not None:
+                self._unwanted.put((submitted_at + task.cancelled_after_s, task.key, future))
 
     def wait_for_all(self, timeout_s: float) -> bool:
         """Whether all that was submitted has ended within that time without any progress."""
@@ -95,8 +102,22 @@ class StormClient:
         for executor in self._executors.values():
             executor.shutdown(wait=False)
 
+    def _change_mind(self) -> None:
+        """Cancel what is to be cancelled when its time has come."""
+        while True:
+            at, key, future = self._unwanted.get()
+            time.sleep(max(0.0, min(0.2, at - time.monotonic())))
+            if time.monotonic() < at:
+                self._unwanted.put((at, key, future))
+                continue
+            try:
+                future.cancel()
+            except ServiceUnavailable:
+                self._unwanted.put((time.monotonic() + 1, key, future))
+
     def _note(self, seen: Seen, future: Future[Any]) -> None:
         seen.ended_at = time.monotonic()
+        seen.was_cancelled = future.cancelled()
         seen.fault = wrong_with(seen.task, outcome_of(future))
         # A million characters each.
         seen.future = _Ended(seen.future.task_id)
@@ -115,6 +136,8 @@ class _Ended:
 
 
 def outcome_of(future: Future[Any]) -> Outcome:
+    if future.cancelled():
+        return Outcome(error=CancelledError())
     error = future.exception()
     return Outcome(error=error) if error is not None else Outcome(future.result())
 

@@ -34,7 +34,8 @@ def tasks(seed: int, count: int) -> Iterator[Task]:
     first = [kind for kind in kinds if kind.per_mille]
     for key in range(count):
         kind = first[key] if key < len(first) else chance.choices(kinds, weights)[0]
-        yield Task(key, kind, kind.arguments(key, chance))
+        within_s = kind.cancelled_within_s
+        yield Task(key, kind, kind.arguments(key, chance), within_s and round(chance.uniform(0, within_s), 2))
 
 
 def strikes(seed: int, count: int, faults: Mapping[str, float], *, longest_s: float) -> Sequence[Strike]:

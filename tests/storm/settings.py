@@ -160,6 +160,8 @@ def larger(folder: Path) -> Iterator[World]:
                 world.disks["broker"].folder / "rabbitmq", prefix=broker.prefix, host=broker.address, start=False
             )
         )
+        # Not where the disk may be full.
+        postgres.log, rabbitmq.log = folder / "postgres.log", folder / "rabbitmq.log"
         stack.enter_context(_stopped_at_the_end(world))
         world.start(ServerPart("postmaster", postgres), "postmaster")
         world.start(ServerPart("rabbitmq", rabbitmq), "rabbitmq")

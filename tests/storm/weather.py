@@ -107,7 +107,9 @@ class Storm:
         """The tasks as they are released, in bursts."""
         chance = random.Random(f"pace {self._seed}")
         given = 0
-        while tasks := list(islice(self._tasks, chance.randint(1, max(1, self._count // 100)))):
+        # Some bursts for each half of what comes with a fault, lest one waits for the next fault.
+        most = max(1, int(self._count / (len(self._strikes) + 1) / 8))
+        while tasks := list(islice(self._tasks, chance.randint(1, most))):
             given += len(tasks)
             with self._changed:
                 self._changed.wait_for(lambda given=given: self._released >= given)
