@@ -9,13 +9,14 @@ from __future__ import annotations
 from farcall_webservice.ledger.book import CLAIM_S, IDS_PER_QUERY
 from farcall_webservice.ledger.cancelling import Cancelling
 from farcall_webservice.ledger.collecting import Collecting
-from farcall_webservice.ledger.dispatching import Dispatching
+from farcall_webservice.ledger.holding import Holding
 from farcall_webservice.ledger.printing import Printing
 from farcall_webservice.ledger.submitting import Submitting
 from farcall_webservice.ledger.values import (
     Cancelled,
     GroupExists,
     KeyReused,
+    Load,
     LogPart,
     Outgoing,
     Receipt,
@@ -31,6 +32,7 @@ __all__ = [
     "GroupExists",
     "KeyReused",
     "Ledger",
+    "Load",
     "LogPart",
     "Outgoing",
     "Receipt",
@@ -40,5 +42,5 @@ __all__ = [
 ]
 
 
-class Ledger(Submitting, Dispatching, Collecting, Cancelling, Printing):
+class Ledger(Submitting, Holding, Collecting, Cancelling, Printing):
     """Tasks and their groups, over one database. Each process has one; what it writes, its dispatcher publishes."""

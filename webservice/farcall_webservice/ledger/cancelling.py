@@ -17,7 +17,7 @@ from farcall.wire import TaskState
 from farcall_webservice import foreign
 from farcall_webservice.ledger.book import in_parts
 from farcall_webservice.ledger.ending import Ending, ending
-from farcall_webservice.ledger.tables import CANCELLATIONS, ENDPOINTS, IDS, cancellation, group, task
+from farcall_webservice.ledger.tables import CANCELLATIONS, IDS, cancellation, endpoint, group, task
 from farcall_webservice.ledger.values import Cancelled
 
 #: So many tasks are cancelled in one transaction: others wait for no more than that.
@@ -103,7 +103,7 @@ def _can_be_told(connection: Connection, runner_ids: Iterable[str]) -> set[str]:
 _UNFINISHED_OF_GROUP = (
     select(task.id).where(task.task_group_id == bindparam("group"), task.result_seq.is_(None)).limit(bindparam("limit"))
 )
-_RUNNERS = select(ENDPOINTS.c.id, ENDPOINTS.c.details).where(ENDPOINTS.c.id.in_(IDS))
+_RUNNERS = select(endpoint.id, endpoint.details).where(endpoint.id.in_(IDS))
 _LEAVE_WORD = insert(CANCELLATIONS)
 _OF_RUNNER = cancellation.runner_id == bindparam("runner")
 _WORDS = select(cancellation.task_id).where(_OF_RUNNER).order_by(cancellation.created_at).limit(bindparam("limit"))

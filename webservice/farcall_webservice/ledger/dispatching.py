@@ -27,7 +27,7 @@ class Dispatching(Book):
         with self._database.reading() if alone else self._database.writing() as connection:
             submission_ids = self._undispatched_ids(connection, alone=alone, limit=limit)
             batches = {
-                batch.submission_id: batch for batch in _outgoing(connection, submission_ids, of_submissions=True)
+                batch.submission_id: batch for batch in outgoing(connection, submission_ids, of_submissions=True)
             }
         # A submission whose tasks have all ended has nothing to send, yet wants to be marked.
         return [batches.get(each) or Outgoing(each, "", []) for each in submission_ids]
@@ -99,10 +99,10 @@ class Dispatching(Book):
             unfinished = [row.id for row in self._unfinished(connection, task_ids, None)]
             for some in in_parts(unfinished if as_lost else ()):
                 connection.execute(_SEND_AGAIN, {"ids": some, "now": now, "line": line(TaskState.WAITING_FOR_EP, now)})
-            return _outgoing(connection, unfinished, of_submissions=False)
+            return outgoing(connection, unfinished, of_submissions=False)
 
 
-def _outgoing(connection: Connection, ids: Sequence[str], *, of_submissions: bool) -> list[Outgoing]:
+def outgoing(connection: Connection, ids: Sequence[str], *, of_submissions: bool) -> list[Outgoing]:
     """The unfinished ones of these tasks, or of the tasks of these submissions, by submission; oldest first."""
     query: Executable = _OUTGOING_BY_SUBMISSION if of_submissions else _OUTGOING_BY_TASK
     batches: dict[str, Outgoing] = {}
@@ -110,13 +110,15 @@ def _outgoing(connection: Connection, ids: Sequence[str], *, of_submissions: boo
     for some in in_parts(ids):
         for row in connection.execute(query, {"ids": some}):
             tasks[row.submission_id].append(BatchedTask(row.id, row.function_id, row.payload, row.options or {}))
-            batches[row.submission_id] = Outgoing(row.submission_id, row.runner_id, tasks[row.submission_id])
+            batches[row.submission_id] = Outgoing(
+                row.submission_id, row.runner_id, tasks[row.submission_id], is_new=of_submissions
+            )
     return list(batches.values())
 
 
 _UNDISPATCHED = (
     select(submission.id)
-    .where(submission.dispatched_at.is_(None))
+    .where(submission.dispatched_at.is_(None), submission.held_at.is_(None))
     .order_by(submission.created_at)
     .limit(bindparam("limit"))
 )

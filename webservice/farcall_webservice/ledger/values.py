@@ -30,6 +30,8 @@ class Outgoing:
     tasks: Sequence[BatchedTask]
     #: Until when no other process publishes it (seconds since 1970).
     claimed_until: float = math.inf
+    #: Whether it may be held back: not what was sent already, or is let go after it was held back.
+    is_new: bool = True
 
     @property
     def characters(self) -> int:
@@ -38,7 +40,7 @@ class Outgoing:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a submitter is told; ``outgoing`` is empty where the request had been answered before."""
+    """What a submitter is told; ``outgoing`` is empty where the request had been answered before, or is held back."""
 
     request_id: str
     task_group_id: str
@@ -46,6 +48,15 @@ class Receipt:
     #: Function id -> task ids, in the order of the request's payloads.
     tasks: Mapping[str, list[str]]
     outgoing: Sequence[Outgoing] = ()
+    is_held: bool = False
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much waits somewhere: tasks, and about how many bytes of arguments."""
+
+    tasks: int
+    size: int
 
 
 @dataclass(frozen=True)
