@@ -77,6 +77,10 @@ class LimitsAnswer(Schema):
     max_request_bytes = fields.Integer(required=True, metadata=_said("Of a whole request's body."))
     max_batch_tasks = fields.Integer(required=True, metadata=_said("Tasks in one request."))
     max_wait_s = fields.Float(required=True, metadata=_said("The longest that a request is held for news."))
+    result_lifetime_s = fields.Integer(required=True, metadata=_said("How long a task is kept after its end."))
+    task_lifetime_s = fields.Integer(
+        required=True, metadata=_said("A task that nothing is heard of for so long is given up, and has failed.")
+    )
     max_log_characters = fields.Integer(
         required=True, metadata=_said("Of what a task prints, the last so many are kept of each stream.")
     )

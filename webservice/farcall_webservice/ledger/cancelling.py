@@ -59,6 +59,8 @@ class Cancelling(Ending):
         into: Cancelled,
     ) -> None:
         """End locked tasks that their agents may have, and leave word for those."""
+        if not rows:
+            return
         now = time.time()
         how = ending(state, now, reason, code=code)
         into.groups |= self._end(connection, rows, lambda _: how)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import Row, bindparam, func, or_, select
 
+from farcall.wire import TaskState
 from farcall_webservice.ledger.book import Book, in_parts
 from farcall_webservice.ledger.tables import IDS, IS_UNFINISHED, group, task
 from farcall_webservice.ledger.values import TaskFilter
@@ -69,6 +70,17 @@ class Reading(Book):
         with self._database.reading() as connection:
             return list(connection.execute(query))
 
+    #: How far tasks are counted that are before another one.
+    MOST_COUNTED: ClassVar[int] = 10_000
+
+    def count_before(self, row: Row[Any], states: Sequence[TaskState]) -> int:
+        """How many tasks of the same runner in these states are older; beyond ``MOST_COUNTED`` they are not counted."""
+        question = {"runner": row.runner_id, "seq": row.seq, "limit": self.MOST_COUNTED + 1}
+        with self._database.reading() as connection:
+            return sum(
+                connection.execute(_COUNT_BEFORE, {**question, "state": state.value}).scalar_one() for state in states
+            )
+
     def count_unfinished(self, *runner_ids: str) -> int:
         """How many tasks these have yet to end, together."""
         with self._database.reading() as connection:
@@ -90,6 +102,7 @@ SUMMARY_COLUMNS = (
 )
 DOCUMENT_COLUMNS = (
     *SUMMARY_COLUMNS,
+    task.runner_id,
     task.history,
     task.result_seq,
     task.outcome,
@@ -119,3 +132,15 @@ _GROUP_RESULTS = (
     .order_by(_sized.c.result_seq)
 )
 _COUNT_UNFINISHED = select(func.count()).where(task.runner_id.in_(IDS), IS_UNFINISHED)
+_before = (
+    select(task.seq)
+    .where(
+        task.runner_id == bindparam("runner"),
+        task.state == bindparam("state"),
+        IS_UNFINISHED,
+        task.seq < bindparam("seq"),
+    )
+    .limit(bindparam("limit"))
+    .subquery()
+)
+_COUNT_BEFORE = select(func.count()).select_from(_before)

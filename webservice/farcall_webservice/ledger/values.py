@@ -17,6 +17,10 @@ class KeyReused(Exception):
     """An idempotency key came again with a different request."""
 
 
+class UnknownGroup(Exception):
+    """A group is not there: it was removed, as its tasks were."""
+
+
 class GroupExists(Exception):
     """A group that was to be made has been made meanwhile, by whoever is its owner."""
 
