@@ -7,12 +7,16 @@ carries tasks out after their rows are committed, `collector` brings results in.
 from __future__ import annotations
 
 from farcall_webservice.ledger.book import CLAIM_S, IDS_PER_QUERY
+from farcall_webservice.ledger.cancelling import Cancelling
 from farcall_webservice.ledger.collecting import Collecting
 from farcall_webservice.ledger.dispatching import Dispatching
+from farcall_webservice.ledger.printing import Printing
 from farcall_webservice.ledger.submitting import Submitting
 from farcall_webservice.ledger.values import (
+    Cancelled,
     GroupExists,
     KeyReused,
+    LogPart,
     Outgoing,
     Receipt,
     Request,
@@ -23,9 +27,11 @@ from farcall_webservice.ledger.values import (
 __all__ = [
     "CLAIM_S",
     "IDS_PER_QUERY",
+    "Cancelled",
     "GroupExists",
     "KeyReused",
     "Ledger",
+    "LogPart",
     "Outgoing",
     "Receipt",
     "Request",
@@ -34,5 +40,5 @@ __all__ = [
 ]
 
 
-class Ledger(Submitting, Dispatching, Collecting):
+class Ledger(Submitting, Dispatching, Collecting, Cancelling, Printing):
     """Tasks and their groups, over one database. Each process has one; what it writes, its dispatcher publishes."""
