@@ -103,10 +103,28 @@ _ANY_JSON = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXT, inner, max_size=3)),
     max_leaves=5,
 )
-FIELDS = (
-    "functions tasks results pieces task_id data details error_details task_statuses exception_object endpoint_id "
-    "global_state holds body size queue reason command stream start"
-).split()
+FIELDS = [
+    "functions",
+    "tasks",
+    "results",
+    "pieces",
+    "task_id",
+    "data",
+    "details",
+    "error_details",
+    "task_statuses",
+    "exception_object",
+    "endpoint_id",
+    "global_state",
+    "holds",
+    "body",
+    "size",
+    "queue",
+    "reason",
+    "command",
+    "stream",
+    "start",
+]
 TYPES = ("task", "task_batch", "result", "result_batch", "output_batch", "dead_letter", "ep_status_report", "command")
 
 
