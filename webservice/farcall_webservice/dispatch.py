@@ -126,7 +126,7 @@ class Dispatcher:
             self._keep(list(outgoing))
             self._changed.notify()
 
-    def heed(self, runner_id: str, *, held: bool = True) -> None:
+    def heed(self, runner_id: str, *, held: bool) -> None:
         """There is news of an endpoint for which something may be held back: see soon whether it may go out.
 
         ``held`` says that something is.
@@ -151,6 +151,8 @@ class Dispatcher:
     def command(self, endpoint_id: str, command: wire.Command) -> None:
         """Tell an agent something. A command is lost with the process; what it asks for is enforced elsewhere too."""
         with self._changed:
+            if any(pending[:2] == (endpoint_id, command) for pending in self._commands):
+                return
             self._commands.append((endpoint_id, command, time.monotonic()))
             self._changed.notify()
 

@@ -66,7 +66,12 @@ def submit(
 
 
 def submit_to_many(
-    caller: Caller, by_endpoint: Mapping[str, Payloads], task_group_id: str | None, *, create_queue: bool = False
+    caller: Caller,
+    by_endpoint: Mapping[str, Payloads],
+    task_group_id: str | None,
+    *,
+    options: dict[str, Any] | None = None,
+    create_queue: bool = False,
 ) -> list[Receipt]:
     """Like :func:`submit` for several endpoints, in one group. Nothing is written unless all may be.
 
@@ -79,7 +84,7 @@ def submit_to_many(
     if create_queue and own.result_queues.are_available:
         own.result_queues.open(caller.id, group_id)
     requests = [
-        Request(caller.id, endpoint_id, _runner(caller, endpoints[endpoint_id]) or endpoint_id, payloads)
+        Request(caller.id, endpoint_id, _runner(caller, endpoints[endpoint_id]) or endpoint_id, payloads, options or {})
         for endpoint_id, payloads in by_endpoint.items()
     ]
     try:
@@ -194,7 +199,7 @@ def _write(
 def _send(receipt: Receipt, runner_id: str) -> None:
     own = services()
     if receipt.is_held:
-        own.dispatcher.heed(runner_id)
+        own.dispatcher.heed(runner_id, held=True)
     own.dispatcher.send(receipt.outgoing)
     # A deletion may have come between the check and the commit; its sweep has missed these tasks then.
     if registration.is_deleted(own, receipt.endpoint_id):
