@@ -163,7 +163,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA busy_timeout = 30000")
     # Of each connection. What is written stands together at the ends of the tables, and the system keeps the rest.
-    cursor.execute("PRAGMA cache_size = -16384")
+    cursor.execute("PRAGMA cache_size = -8192")
     cursor.close()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from farcall_webservice.ledger.book import CLAIM_S, IDS_PER_QUERY
 from farcall_webservice.ledger.cancelling import Cancelling
 from farcall_webservice.ledger.collecting import Collecting
-from farcall_webservice.ledger.holding import Holding
 from farcall_webservice.ledger.printing import Printing
 from farcall_webservice.ledger.submitting import Submitting
 from farcall_webservice.ledger.values import (
@@ -42,5 +41,5 @@ __all__ = [
 ]
 
 
-class Ledger(Submitting, Holding, Collecting, Cancelling, Printing):
+class Ledger(Submitting, Cancelling, Collecting, Printing):
     """Tasks and their groups, over one database. Each process has one; what it writes, its dispatcher publishes."""
