@@ -435,8 +435,12 @@ class TasksQuery(PageQuery):
 
 
 class TasksAnswer(Schema):
-    tasks = fields.List(fields.Nested(TaskSummary), required=True)
-    next = fields.String(required=True, allow_none=True)
+    tasks = fields.List(
+        fields.Nested(TaskSummary),
+        required=True,
+        metadata=_said("There may be fewer than `limit`, or none, although there is a next page."),
+    )
+    next = fields.String(required=True, allow_none=True, metadata=_said("What to ask for next, as `after`."))
 
 
 class CancelAnswer(Schema):
