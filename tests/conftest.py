@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,6 +18,9 @@ from servers import PrivatePostgres, PrivateRabbitMQ, needs, private_postgres, p
 def pytest_configure(config: pytest.Config) -> None:
     if not _is_worker(config):
         leftovers.begin()
+    if config.getoption("numprocesses", None):
+        # A run that is cancelled ends as after a Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -23,7 +23,8 @@ def end() -> None:
     left = {process.pid: process for process in psutil.process_iter() if _is_of_this_run(process)}
     for pid, process in left.items():
         with contextlib.suppress(psutil.NoSuchProcess):
-            sys.stderr.write(f"ended what the tests had left: {pid} {' '.join(process.cmdline())[:200]}\n")
+            command = " ".join(" ".join(process.cmdline()).split())
+            sys.stderr.write(f"ended what the tests had left: {pid} {command[:100]}\n")
             process.kill()
 
 
