@@ -61,7 +61,7 @@ def test_the_tour_in_the_examples_runs(service, endpoint) -> None:  # type: igno
 
 @pytest.mark.parametrize("command", ["farcall-webservice", "farcall-endpoint"])
 def test_every_command_that_the_documentation_names_exists(command: str) -> None:
-    named = {word for page in PAGES for word in re.findall(rf"^\$ {command} ([a-z]+)", page.read_text(), re.MULTILINE)}
+    named = {word for page in PAGES for word in re.findall(rf"^\$ {command} ([a-z-]+)", page.read_text(), re.MULTILINE)}
     assert named
 
     for word in sorted(named):
