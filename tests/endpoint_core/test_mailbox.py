@@ -37,7 +37,7 @@ from farcall_endpoint.journal import Journal
 from farcall_endpoint.mailbox import Inbox, Outbox, result_batch_body
 
 URL = "memory://"
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 @pytest.fixture
