@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from .blocks import Blocks, Breaker
 from .config import EngineConfig
 from .mpi import LAUNCHERS
 from .quietlogs import QuietLogs
+from .sightings import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,14 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
     """
 
     def __init__(
-        self, config: EngineConfig, blocks: Blocks, breaker: Breaker, *, address: str | None, run_dir: Path
+        self,
+        config: EngineConfig,
+        blocks: Blocks,
+        breaker: Breaker,
+        *,
+        address: str | None,
+        run_dir: Path,
+        watcher: Watcher | None = None,
     ) -> None:
         accelerators = config.available_accelerators
         mpi = config.mpi_launcher is not None
@@ -93,6 +101,9 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
         for pipe in (self.outgoing_q.zmq_socket, self.command_client.zmq_socket):
             pipe.setsockopt(zmq.LINGER, 0)
             pipe.setsockopt(zmq.SNDTIMEO, 1000 * COMMAND_TIMEOUT_S)
+
+    def cancel_calls(self, call_ids: Collection[int]) -> None:
+        """Nobody to tell yet."""
 
     @property
     def takes_results(self) -> bool:
