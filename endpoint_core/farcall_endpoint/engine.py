@@ -321,11 +321,17 @@ class Engine:
         return True
 
     def _context(self, call: Call) -> dict[str, Any]:
+        limit_s = call.kind.timeout_s
+        context = {
+            **TASK_EXECUTOR,
+            # For the node: after how long a task is ended by force, and how much time its block must have left.
+            "farcall": {"timeout_s": limit_s or self._setting.task_timeout_s, "needs_s": limit_s},
+        }
         wanted = specification_of(call.tasks[0].task.options)
-        if not wanted:
-            return TASK_EXECUTOR
-        # What asks for nodes is alone in its call, and was checked when it came.
-        return {**TASK_EXECUTOR, "resource_spec": completed(wanted, most_nodes=self._nodes_per_block)}
+        if wanted:
+            # What asks for nodes is alone in its call, and was checked when it came.
+            context["resource_spec"] = completed(wanted, most_nodes=self._nodes_per_block)
+        return context
 
     # -- what comes back ----------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import attempts
@@ -90,8 +89,8 @@ def _interrupted(held: Held, reason: str, *, was_running: bool, alone: bool) -> 
 
 
 def _timed_out(held: Held, error: WorkerEnded, limit_s: float | None) -> Verdict:
-    limits: Sequence[float] = [limit for limit in (held.kind.timeout_s, limit_s) if limit is not None]
-    return Verdict(held, attempts.timed_out(held.task.task_id, held.attempts, min(limits, default=None), error))
+    limit_s = held.kind.timeout_s or limit_s
+    return Verdict(held, attempts.timed_out(held.task.task_id, held.attempts, limit_s, error))
 
 
 def _cancelled(held: Held) -> tuple[str, str]:

@@ -41,13 +41,15 @@ class RecordingExecutor:
         self.refuses = False
         self.error: Exception | None = None
         self.cancelled: list[int] = []
+        self.contexts: list[dict[str, Any]] = []
 
     def submit_payload(self, context: dict[str, Any], buffer: bytes) -> Future[bytes]:
         if self.refuses:
             raise zmq.Again
         if self.error is not None:
             raise self.error
-        assert context == {"task_executor": {"f": "farcall_endpoint.worker.run_batch"}}
+        assert context["task_executor"] == {"f": "farcall_endpoint.worker.run_batch"}
+        self.contexts.append(context["farcall"])
         future = HTEXFuture(len(self.calls))
         self.calls.append(([task.task_id for task in read_call(buffer)[1].tasks], future))
         return future
@@ -674,6 +676,13 @@ def test_a_task_waits_while_no_node_has_time_for_it_and_others_do_not(bench: Ben
     # The worker that is there is of no use to the long one, so it takes one more.
     assert before == ([["short"]], 3)
     assert bench.executor.open_calls() == [["short"], ["long"]]
+
+
+def test_the_node_is_told_when_to_end_a_task_by_force_and_how_much_time_it_needs(bench: Bench) -> None:
+    bench.add("own", timeout_s=5)
+    bench.add("the endpoints")
+
+    assert bench.executor.contexts == [{"timeout_s": 5.0, "needs_s": 5.0}, {"timeout_s": 60, "needs_s": None}]
 
 
 def test_a_node_that_does_not_know_when_it_ends_has_time(bench: Bench) -> None:

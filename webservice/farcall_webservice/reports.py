@@ -39,6 +39,10 @@ _HEARD_FROM = (
 )
 
 
+class UnknownEndpoint(LookupError):
+    """A report came from an endpoint that nobody has registered."""
+
+
 class Reports:
     """Notes reports. ``tell`` is called with the groups that have news."""
 
@@ -57,12 +61,11 @@ class Reports:
         self._tell = tell
 
     def note(self, endpoint_id: str, reports: Sequence[wire.StatusReport]) -> None:
-        """Note an endpoint's reports, which came in this order."""
+        """Note an endpoint's reports, which came in this order. Raises :class:`UnknownEndpoint`."""
         with self._database.reading() as connection:
             sender = connection.execute(_SENDER, {"endpoint": endpoint_id}).one_or_none()
         if sender is None:
-            log.warning("a report came from endpoint %s, which nobody has registered", endpoint_id)
-            return
+            raise UnknownEndpoint(f"nobody has registered endpoint {endpoint_id}")
         failures = [report for report in reports if foreign.start_error(report) is not None]
         for report in failures:
             self._note_failure(sender, report)
@@ -93,6 +96,7 @@ class Reports:
         for report in reports:
             if report.task_statuses:
                 self._ledger.record_states(sender.id, report.task_statuses)
+        self._dispatcher.heed(sender.id, held=False)
         if latest.holds is not None:
             self._reconcile(sender.id, latest.holds)
         elif sender.parent_id is not None:
