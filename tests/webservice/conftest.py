@@ -62,8 +62,8 @@ class WatchedWaiting(Waiting):
         super().__init__(max_waiters)
         self.somebody_waits = threading.Event()
 
-    def listen(self, task_group_id: str) -> Any:
-        listening = super().listen(task_group_id)
+    def listen(self, *ids: str) -> Any:
+        listening = super().listen(*ids)
         self.somebody_waits.set()
         return listening
 

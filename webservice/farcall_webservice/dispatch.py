@@ -151,6 +151,8 @@ class Dispatcher:
     def command(self, endpoint_id: str, command: wire.Command) -> None:
         """Tell an agent something. A command is lost with the process; what it asks for is enforced elsewhere too."""
         with self._changed:
+            if any(pending[:2] == (endpoint_id, command) for pending in self._commands):
+                return
             self._commands.append((endpoint_id, command, time.monotonic()))
             self._changed.notify()
 

@@ -96,6 +96,8 @@ class Reports:
         for report in reports:
             if report.task_statuses:
                 self._ledger.record_states(sender.id, report.task_statuses)
+        if foreign.takes_batches(sender.details) and not foreign.says_goodbye(latest):
+            self._repeat_cancel(sender.id)
         self._dispatcher.heed(sender.id, held=False)
         if latest.holds is not None:
             self._reconcile(sender.id, latest.holds)
@@ -106,6 +108,11 @@ class Reports:
                 self._look_after_children(sender.id)
         else:
             self._reconcile_idle(sender, latest)
+
+    def _repeat_cancel(self, endpoint_id: str) -> None:
+        """Tell an agent once more that tasks of its were cancelled; the first word may have been lost."""
+        if self._ledger.has_unconfirmed(endpoint_id, older_than_s=GRACE_S):
+            self._dispatcher.command(endpoint_id, wire.Command("cancel"))
 
     def _note_child(self, child: Row[Any], reports: Sequence[wire.StatusReport]) -> None:
         latest = reports[-1]

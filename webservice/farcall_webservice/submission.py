@@ -66,7 +66,12 @@ def submit(
 
 
 def submit_to_many(
-    caller: Caller, by_endpoint: Mapping[str, Payloads], task_group_id: str | None, *, create_queue: bool = False
+    caller: Caller,
+    by_endpoint: Mapping[str, Payloads],
+    task_group_id: str | None,
+    *,
+    options: dict[str, Any] | None = None,
+    create_queue: bool = False,
 ) -> list[Receipt]:
     """Like :func:`submit` for several endpoints, in one group. Nothing is written unless all may be.
 
@@ -79,7 +84,7 @@ def submit_to_many(
     if create_queue and own.result_queues.are_available:
         own.result_queues.open(caller.id, group_id)
     requests = [
-        Request(caller.id, endpoint_id, _runner(caller, endpoints[endpoint_id]) or endpoint_id, payloads)
+        Request(caller.id, endpoint_id, _runner(caller, endpoints[endpoint_id]) or endpoint_id, payloads, options or {})
         for endpoint_id, payloads in by_endpoint.items()
     ]
     try:

@@ -7,13 +7,17 @@ carries tasks out after their rows are committed, `collector` brings results in.
 from __future__ import annotations
 
 from farcall_webservice.ledger.book import CLAIM_S, IDS_PER_QUERY
+from farcall_webservice.ledger.cancelling import Cancelling
 from farcall_webservice.ledger.collecting import Collecting
 from farcall_webservice.ledger.holding import Holding
+from farcall_webservice.ledger.printing import Printing
 from farcall_webservice.ledger.submitting import Submitting
 from farcall_webservice.ledger.values import (
+    Cancelled,
     GroupExists,
     KeyReused,
     Load,
+    LogPart,
     Outgoing,
     Receipt,
     Request,
@@ -24,10 +28,12 @@ from farcall_webservice.ledger.values import (
 __all__ = [
     "CLAIM_S",
     "IDS_PER_QUERY",
+    "Cancelled",
     "GroupExists",
     "KeyReused",
     "Ledger",
     "Load",
+    "LogPart",
     "Outgoing",
     "Receipt",
     "Request",
@@ -36,5 +42,5 @@ __all__ = [
 ]
 
 
-class Ledger(Submitting, Holding, Collecting):
+class Ledger(Submitting, Holding, Collecting, Cancelling, Printing):
     """Tasks and their groups, over one database. Each process has one; what it writes, its dispatcher publishes."""

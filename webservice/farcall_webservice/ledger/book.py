@@ -20,12 +20,16 @@ IDS_PER_QUERY = 900
 #: A process has so long to publish what it has committed before others may do it in its stead.
 CLAIM_S = 30.0
 
+MAX_LOG_CHARACTERS = 256 * 1024
+
 
 class Book:
     """One database, as one process sees it. What it writes, its dispatcher publishes."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, max_log_characters: int = MAX_LOG_CHARACTERS) -> None:
         self._database = database
+        #: Of each stream of a task the last so many characters are kept.
+        self.max_log_characters = max_log_characters
         self._claimant = str(uuid.uuid4())
         #: A group never changes hands, and is asked about with every submit and every wait.
         self._group_owners: dict[str, str] = {}

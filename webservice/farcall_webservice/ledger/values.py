@@ -96,3 +96,30 @@ class Unaccounted:
     sent: list[str] = field(default_factory=list)
     #: Reported as taken earlier.
     taken: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Cancelled:
+    """What came of a cancellation."""
+
+    #: The tasks that it has ended; all others had ended before.
+    task_ids: list[str] = field(default_factory=list)
+    #: The groups that have news.
+    groups: set[str] = field(default_factory=set)
+    #: The agents that have to be told.
+    agents: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class LogPart:
+    """Some of what a task has printed to one of its streams.
+
+    ``start`` is the place of the first character; something before it may not have been kept. ``until`` is the place
+    after the last one.
+    """
+
+    start: int
+    until: int
+    text: str
+    #: Whether the task has ended, and nothing more of this stream is there.
+    is_all: bool
