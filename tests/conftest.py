@@ -5,10 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import spreading
 from running import RunningEndpoint, RunningService, running_endpoint, running_larger_service, running_service
 from servers import PrivatePostgres, PrivateRabbitMQ, needs, private_postgres, private_rabbitmq
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n` and no other wish, workers share the tests as :mod:`spreading` says."""
+    return spreading.scheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For workers, the longest groups come first."""
+    if hasattr(config, "workerinput"):
+        items[:] = spreading.longest_first(items)
 
 
 @pytest.fixture(scope="session")

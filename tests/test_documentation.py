@@ -64,7 +64,7 @@ def test_every_command_that_the_documentation_names_exists(command: str) -> None
     named = {
         words
         for page in PAGES
-        for words in re.findall(rf"^\$ {command} ([a-z]+(?: [a-z]+)?)", page.read_text(), re.MULTILINE)
+        for words in re.findall(rf"^\$ {command} ([a-z-]+(?: [a-z]+)?)", page.read_text(), re.MULTILINE)
     }
     assert named
 

@@ -108,7 +108,6 @@ class Agent:
         self._engine = Engine(
             Setting(
                 endpoint_id=self._endpoint_id,
-                output_dir=str(self._config.directory / "output"),
                 task_timeout_s=self._config.task_timeout_s,
             ),
             max_retries=self._config.max_retries,

@@ -56,7 +56,7 @@ def failure(task_id: str, code: str, message: str) -> tuple[str, str]:
 def lost_for_good(task_id: str, attempts: int, error: BaseException) -> tuple[str, str]:
     """The failure of a task that has lost as many workers as its endpoint allows; ``error`` is what Parsl said last."""
     times = "once" if attempts == 1 else f"{attempts} times"
-    if isinstance(error, (WorkerLost, ManagerLost, NodesLost)):
+    if isinstance(error, (WorkerLost, ManagerLost, NodesLost, WorkerEnded)):
         what = (
             "The worker process ended before the task did: the task called os._exit, was killed by a signal, or ran "
             f"out of memory, or its node was lost. It was started {times}."

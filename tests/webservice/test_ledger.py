@@ -142,7 +142,7 @@ def test_what_one_process_has_written_another_leaves_alone_until_the_claim_has_r
     assert [batch.submission_id for batch in other_ledger.undispatched(alone=False)] == [others.request_id]
 
     now = time.time()
-    monkeypatch.setattr("farcall_webservice.ledger.time.time", lambda: now + CLAIM_S + 1)
+    monkeypatch.setattr("time.time", lambda: now + CLAIM_S + 1)
     assert [batch.submission_id for batch in other_ledger.undispatched(alone=False)] == [
         mine.request_id,
         others.request_id,
@@ -155,7 +155,7 @@ def test_several_that_look_for_abandoned_submissions_at_once_share_them(
 ) -> None:
     written = {submit(ledger).request_id for _ in range(60)}
     now = time.time()
-    monkeypatch.setattr("farcall_webservice.ledger.time.time", lambda: now + CLAIM_S + 1)
+    monkeypatch.setattr("time.time", lambda: now + CLAIM_S + 1)
     successors = [Ledger(other_ledger._database) for _ in range(4)]
     taken: list[str] = []
 

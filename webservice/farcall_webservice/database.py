@@ -22,7 +22,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.exc import DisconnectionError, InterfaceError, OperationalError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from farcall.errors import ConfigurationError
@@ -140,7 +140,7 @@ class Database:
 
 def cause_of(error: Exception) -> BaseException:
     """What the driver said, without SQLAlchemy's account of the statement and its parameters."""
-    return error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return error.orig if isinstance(error, StatementError) and error.orig is not None else error
 
 
 def _unless_given(defaults: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, str]:

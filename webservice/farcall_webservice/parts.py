@@ -28,7 +28,7 @@ class _Parts:
         self._broker_url = config.broker_url
         self._database = database
         self._waiting = waiting
-        self._ledger = Ledger(database)
+        self._ledger = Ledger(database, max_log_characters=config.max_log_characters)
         self._accounts = accounts.make(config, database)
         self.dispatcher = Dispatcher(
             self._broker_url, database, self._ledger, alone=alone, accounts=self._accounts, tell=waiting.wake

@@ -39,6 +39,10 @@ _HEARD_FROM = (
 )
 
 
+class UnknownEndpoint(LookupError):
+    """A report came from an endpoint that nobody has registered."""
+
+
 class Reports:
     """Notes reports. ``tell`` is called with the groups that have news."""
 
@@ -57,12 +61,11 @@ class Reports:
         self._tell = tell
 
     def note(self, endpoint_id: str, reports: Sequence[wire.StatusReport]) -> None:
-        """Note an endpoint's reports, which came in this order."""
+        """Note an endpoint's reports, which came in this order. Raises :class:`UnknownEndpoint`."""
         with self._database.reading() as connection:
             sender = connection.execute(_SENDER, {"endpoint": endpoint_id}).one_or_none()
         if sender is None:
-            log.warning("a report came from endpoint %s, which nobody has registered", endpoint_id)
-            return
+            raise UnknownEndpoint(f"nobody has registered endpoint {endpoint_id}")
         failures = [report for report in reports if foreign.start_error(report) is not None]
         for report in failures:
             self._note_failure(sender, report)
@@ -93,6 +96,9 @@ class Reports:
         for report in reports:
             if report.task_statuses:
                 self._ledger.record_states(sender.id, report.task_statuses)
+        if foreign.takes_batches(sender.details) and not foreign.says_goodbye(latest):
+            self._repeat_cancel(sender.id)
+        self._dispatcher.heed(sender.id, held=False)
         if latest.holds is not None:
             self._reconcile(sender.id, latest.holds)
         elif sender.parent_id is not None:
@@ -102,6 +108,11 @@ class Reports:
                 self._look_after_children(sender.id)
         else:
             self._reconcile_idle(sender, latest)
+
+    def _repeat_cancel(self, endpoint_id: str) -> None:
+        """Tell an agent once more that tasks of its were cancelled; the first word may have been lost."""
+        if self._ledger.has_unconfirmed(endpoint_id, older_than_s=GRACE_S):
+            self._dispatcher.command(endpoint_id, wire.Command("cancel"))
 
     def _note_child(self, child: Row[Any], reports: Sequence[wire.StatusReport]) -> None:
         latest = reports[-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from farcall_webservice.children import TooMany, adopt
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.errors import ApiError
 from farcall_webservice.extensions import services
+from farcall_webservice.ids import new_id
 from farcall_webservice.ledger import GroupExists, KeyReused, Receipt, Request
 
 Payloads = Mapping[str, Sequence[str]]
@@ -46,7 +46,7 @@ def submit(
     With ``create_queue`` their group's results go to a queue of the broker too, if it is one that clients can use.
     """
     endpoint = check(caller, {endpoint_id: payloads}, task_group_id)[endpoint_id]
-    new_group_id = str(uuid.uuid4())
+    new_group_id = new_id()
     result_queues = services().result_queues
     if create_queue and result_queues.are_available:
         # Before anything is written: who is told that it failed will send it again.
@@ -66,20 +66,25 @@ def submit(
 
 
 def submit_to_many(
-    caller: Caller, by_endpoint: Mapping[str, Payloads], task_group_id: str | None, *, create_queue: bool = False
+    caller: Caller,
+    by_endpoint: Mapping[str, Payloads],
+    task_group_id: str | None,
+    *,
+    options: dict[str, Any] | None = None,
+    create_queue: bool = False,
 ) -> list[Receipt]:
     """Like :func:`submit` for several endpoints, in one group. Nothing is written unless all may be.
 
     Who submits this way makes the id of a new group too, so one that is not known yet is made.
     """
     own = services()
-    group_id = task_group_id or str(uuid.uuid4())
+    group_id = task_group_id or new_id()
     is_new = task_group_id is None or own.ledger.task_group_owner(group_id) is None
     endpoints = check(caller, by_endpoint, None if is_new else group_id)
     if create_queue and own.result_queues.are_available:
         own.result_queues.open(caller.id, group_id)
     requests = [
-        Request(caller.id, endpoint_id, _runner(caller, endpoints[endpoint_id]) or endpoint_id, payloads)
+        Request(caller.id, endpoint_id, _runner(caller, endpoints[endpoint_id]) or endpoint_id, payloads, options or {})
         for endpoint_id, payloads in by_endpoint.items()
     ]
     try:
@@ -193,6 +198,8 @@ def _write(
 
 def _send(receipt: Receipt, runner_id: str) -> None:
     own = services()
+    if receipt.is_held:
+        own.dispatcher.heed(runner_id)
     own.dispatcher.send(receipt.outgoing)
     # A deletion may have come between the check and the commit; its sweep has missed these tasks then.
     if registration.is_deleted(own, receipt.endpoint_id):

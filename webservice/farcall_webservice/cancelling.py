@@ -1,0 +1,129 @@
+"""Cancelling tasks, and what the agents of endpoints have to know of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Response, g
+from sqlalchemy import Row
+
+from farcall.wire import Command, TaskState
+from farcall_webservice import access
+from farcall_webservice.documents import answer
+from farcall_webservice.extensions import services
+from farcall_webservice.fields import iso
+from farcall_webservice.ledger import Cancelled
+from farcall_webservice.openapi import Blueprint
+from farcall_webservice.schemas import (
+    EXAMPLE_ID,
+    CancelAnswer,
+    CancelGroupAnswer,
+    CancellationsAnswer,
+    CancellationsConfirmed,
+    CancellationsQuery,
+    ResultAnswer,
+)
+
+blueprint = Blueprint("cancelling", __name__, description="Ending tasks before they have ended by themselves.")
+
+_AGENT_IS_TOLD = (
+    "The task is cancelled. Its endpoint is told, and stops it if it has it; until then, it may go on for a while"
+)
+_NOBODY_IS_TOLD = (
+    "The task is cancelled. Its endpoint cannot be told, as it is none of Farcall's: if it has the task it may run it, "
+    "and what it answers is passed over"
+)
+
+
+@blueprint.operation(
+    "POST",
+    "/v2/tasks/<id:task_id>/cancel",
+    id="cancelTask",
+    answer=CancelAnswer,
+    example={"task_id": EXAMPLE_ID, "status": "cancelled", "cancelled": True, "reason": _AGENT_IS_TOLD},
+    failures=(403, 404),
+)
+def cancel_task(task_id: str) -> Response:
+    """Cancel a task; one that has ended stays as it is, and cancelling twice is no error"""
+    own = services()
+    access.owned_task(own.ledger, g.caller, task_id)
+    cancelled = own.ledger.cancel([task_id])
+    _tell(cancelled)
+    row = access.owned_task(own.ledger, g.caller, task_id)
+    return answer(
+        {
+            "task_id": task_id,
+            "status": row.state,
+            "cancelled": row.state == TaskState.CANCELLED,
+            "reason": _reason(row, cancelled),
+        }
+    )
+
+
+@blueprint.operation(
+    "POST",
+    "/v2/taskgroup/<id:task_group_id>/cancel",
+    id="cancelTaskGroup",
+    answer=CancelGroupAnswer,
+    example={"taskgroup_id": EXAMPLE_ID, "cancelled": 40, "ended": 2},
+    failures=(403, 404),
+)
+def cancel_task_group(task_group_id: str) -> Response:
+    """Cancel all tasks of a group that have not ended"""
+    own = services()
+    access.check_task_group(own.ledger, g.caller, task_group_id)
+    count = 0
+    for cancelled in own.ledger.cancel_group(task_group_id):
+        _tell(cancelled)
+        count += len(cancelled.task_ids)
+    ended = own.ledger.results_of_group(task_group_id) - count
+    return answer({"taskgroup_id": task_group_id, "cancelled": count, "ended": ended})
+
+
+@blueprint.operation(
+    "GET",
+    "/v3/endpoints/<id:endpoint_id>/cancellations",
+    id="getCancellations",
+    query=CancellationsQuery,
+    answer=CancellationsAnswer,
+    failures=(403, 404),
+)
+def get_cancellations(query: dict[str, Any], endpoint_id: str) -> Response:
+    """Tasks that an endpoint's agent must not run, as far as it has not confirmed that it knows"""
+    _check_owner(endpoint_id)
+    return answer({"task_ids": services().ledger.cancellations(endpoint_id, limit=query["limit"])})
+
+
+@blueprint.operation(
+    "POST",
+    "/v3/endpoints/<id:endpoint_id>/cancellations",
+    id="confirmCancellations",
+    body=CancellationsConfirmed,
+    body_example={"task_ids": [EXAMPLE_ID]},
+    answer=ResultAnswer,
+    failures=(403, 404),
+)
+def confirm_cancellations(body: dict[str, Any], endpoint_id: str) -> Response:
+    """Say that the agent has noted these; it is not told of them again. Answers how many were new"""
+    _check_owner(endpoint_id)
+    return answer({"result": services().ledger.confirm_cancellations(endpoint_id, body["task_ids"])})
+
+
+def _check_owner(endpoint_id: str) -> None:
+    with services().database.reading() as connection:
+        access.owned_endpoint(connection, g.caller, endpoint_id)
+
+
+def _tell(cancelled: Cancelled) -> None:
+    own = services()
+    own.tell(cancelled.groups)
+    for agent_id in cancelled.agents:
+        own.dispatcher.command(agent_id, Command("cancel"))
+
+
+def _reason(row: Row[Any], cancelled: Cancelled) -> str:
+    if cancelled.task_ids:
+        return _AGENT_IS_TOLD if cancelled.agents else _NOBODY_IS_TOLD
+    if row.state == TaskState.CANCELLED:
+        return f"The task was cancelled before, at {iso(row.completed_at)}"
+    return f"The task had ended before, as {row.state} at {iso(row.completed_at)}"

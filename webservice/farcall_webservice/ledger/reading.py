@@ -1,0 +1,121 @@
+"""Asking about tasks and groups. Nothing here changes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row, bindparam, func, or_, select
+
+from farcall_webservice.ledger.book import Book, in_parts
+from farcall_webservice.ledger.tables import IDS, IS_UNFINISHED, group, task
+from farcall_webservice.ledger.values import TaskFilter
+
+#: So many groups' owners are remembered.
+GROUPS_REMEMBERED = 10_000
+
+
+class Reading(Book):
+    """See the module."""
+
+    def task_group_owner(self, task_group_id: str) -> str | None:
+        owner_id = self._group_owners.get(task_group_id)
+        if owner_id is None:
+            with self._database.reading() as connection:
+                owner_id = connection.execute(_GROUP_OWNER, {"group": task_group_id}).scalar_one_or_none()
+            if owner_id is not None:
+                if len(self._group_owners) >= GROUPS_REMEMBERED:
+                    self._group_owners.clear()
+                self._group_owners[task_group_id] = owner_id
+        return owner_id
+
+    def tasks(self, task_ids: Sequence[str]) -> list[Row[Any]]:
+        """Whole rows of these tasks (without payload), in no particular order; unknown ids are left out."""
+        rows: list[Row[Any]] = []
+        with self._database.reading() as connection:
+            for some in in_parts(task_ids):
+                rows += connection.execute(_TASKS_BY_ID, {"ids": some})
+        return rows
+
+    def task_group(self, task_group_id: str) -> list[Row[Any]]:
+        """``id`` and ``created_at`` of a group's tasks, oldest first."""
+        with self._database.reading() as connection:
+            return list(connection.execute(_TASKS_OF_GROUP, {"group": task_group_id}))
+
+    def group_results(self, task_group_id: str, *, after: int, limit: int, max_characters: int) -> list[Row[Any]]:
+        """Whole rows of a group's ended tasks whose ``result_seq`` is above ``after``, in that order.
+
+        At most ``limit`` of them, and of several no more than ``max_characters`` of outcomes together.
+        """
+        question = {"group": task_group_id, "after": after, "limit": limit, "characters": max_characters}
+        with self._database.reading() as connection:
+            return list(connection.execute(_GROUP_RESULTS, question))
+
+    def list_tasks(self, owner_id: str, wanted: TaskFilter, *, before: int | None, limit: int) -> list[Row[Any]]:
+        """An owner's tasks, newest first, without outcomes; ``before`` is the ``seq`` of the last one already seen."""
+        query = select(*SUMMARY_COLUMNS).where(task.owner_id == owner_id).order_by(task.seq.desc()).limit(limit)
+        conditions = (
+            (before, task.seq < before if before is not None else None),
+            (wanted.state, task.state == wanted.state),
+            (wanted.endpoint_id, task.endpoint_id == wanted.endpoint_id),
+            (wanted.function_id, task.function_id == wanted.function_id),
+            (wanted.task_group_id, task.task_group_id == wanted.task_group_id),
+            (wanted.created_after, task.created_at > (wanted.created_after or 0)),
+            (wanted.created_before, task.created_at < (wanted.created_before or 0)),
+        )
+        for value, condition in conditions:
+            if value is not None and condition is not None:
+                query = query.where(condition)
+        with self._database.reading() as connection:
+            return list(connection.execute(query))
+
+    def count_unfinished(self, *runner_ids: str) -> int:
+        """How many tasks these have yet to end, together."""
+        with self._database.reading() as connection:
+            return int(connection.execute(_COUNT_UNFINISHED, {"ids": runner_ids}).scalar_one())
+
+
+SUMMARY_COLUMNS = (
+    task.seq,
+    task.id,
+    task.owner_id,
+    task.task_group_id,
+    task.endpoint_id,
+    task.function_id,
+    task.state,
+    task.created_at,
+    task.changed_at,
+    task.completed_at,
+    task.error_code,
+)
+DOCUMENT_COLUMNS = (
+    *SUMMARY_COLUMNS,
+    task.history,
+    task.result_seq,
+    task.outcome,
+    task.exception_object,
+    task.details,
+)
+
+_GROUP_OWNER = select(group.owner_id).where(group.id == bindparam("group"))
+_TASKS_BY_ID = select(*DOCUMENT_COLUMNS).where(task.id.in_(IDS))
+_TASKS_OF_GROUP = select(task.id, task.created_at).where(task.task_group_id == bindparam("group")).order_by(task.seq)
+
+
+#: The results of a group after a cursor: as many as are wanted, and no more than have so many characters together,
+#: but always the first.
+_characters = func.sum(task.outcome_size).over(order_by=task.result_seq)
+_sized = (
+    select(task.seq, task.result_seq, _characters.label("until"), (_characters - task.outcome_size).label("before"))
+    .where(task.task_group_id == bindparam("group"), task.result_seq > bindparam("after"))
+    .order_by(task.result_seq)
+    .limit(bindparam("limit"))
+    .subquery()
+)
+_GROUP_RESULTS = (
+    select(*DOCUMENT_COLUMNS)
+    .join(_sized, _sized.c.seq == task.seq)
+    .where(or_(_sized.c.before == 0, _sized.c.until <= bindparam("characters")))
+    .order_by(_sized.c.result_seq)
+)
+_COUNT_UNFINISHED = select(func.count()).where(task.runner_id.in_(IDS), IS_UNFINISHED)
