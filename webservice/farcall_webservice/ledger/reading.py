@@ -41,6 +41,14 @@ class Reading(Book):
                 rows += connection.execute(_TASKS_BY_ID, {"ids": some})
         return rows
 
+    def task_summaries(self, task_ids: Sequence[str]) -> list[Row[Any]]:
+        """As :meth:`tasks`, without outcomes and history, and with the ``runner_id``."""
+        rows: list[Row[Any]] = []
+        with self._database.reading() as connection:
+            for some in in_parts(task_ids):
+                rows += connection.execute(_SUMMARIES_BY_ID, {"ids": some})
+        return rows
+
     def task_group(self, task_group_id: str) -> list[Row[Any]]:
         """``id`` and ``created_at`` of a group's tasks, oldest first."""
         with self._database.reading() as connection:
@@ -138,6 +146,7 @@ DOCUMENT_COLUMNS = (
 
 _GROUP_OWNER = select(group.owner_id).where(group.id == bindparam("group"))
 _TASKS_BY_ID = select(*DOCUMENT_COLUMNS).where(task.id.in_(IDS))
+_SUMMARIES_BY_ID = select(*SUMMARY_COLUMNS, task.runner_id).where(task.id.in_(IDS))
 _TASKS_OF_GROUP = select(task.id, task.created_at).where(task.task_group_id == bindparam("group")).order_by(task.seq)
 
 
