@@ -45,7 +45,7 @@ class RecordingOutbox:
         for batch in outgoing:
             self.sent.extend(batch.tasks)
 
-    def heed(self, runner_id: str) -> None:
+    def heed(self, runner_id: str, *, held: bool) -> None:
         pass
 
     def forward(self, task_group_ids: Iterable[str]) -> None:
@@ -62,8 +62,8 @@ class WatchedWaiting(Waiting):
         super().__init__(max_waiters)
         self.somebody_waits = threading.Event()
 
-    def listen(self, task_group_id: str) -> Any:
-        listening = super().listen(task_group_id)
+    def listen(self, *ids: str) -> Any:
+        listening = super().listen(*ids)
         self.somebody_waits.set()
         return listening
 

@@ -8,33 +8,40 @@ from __future__ import annotations
 
 from farcall_webservice.ledger.book import CLAIM_S, IDS_PER_QUERY
 from farcall_webservice.ledger.collecting import Collecting
-from farcall_webservice.ledger.holding import Holding
+from farcall_webservice.ledger.printing import Printing
+from farcall_webservice.ledger.removing import Removing
 from farcall_webservice.ledger.submitting import Submitting
 from farcall_webservice.ledger.values import (
+    Cancelled,
     GroupExists,
     KeyReused,
     Load,
+    LogPart,
     Outgoing,
     Receipt,
     Request,
     TaskFilter,
     Unaccounted,
+    UnknownGroup,
 )
 
 __all__ = [
     "CLAIM_S",
     "IDS_PER_QUERY",
+    "Cancelled",
     "GroupExists",
     "KeyReused",
     "Ledger",
     "Load",
+    "LogPart",
     "Outgoing",
     "Receipt",
     "Request",
     "TaskFilter",
     "Unaccounted",
+    "UnknownGroup",
 ]
 
 
-class Ledger(Submitting, Holding, Collecting):
+class Ledger(Submitting, Removing, Collecting, Printing):
     """Tasks and their groups, over one database. Each process has one; what it writes, its dispatcher publishes."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy import Row
+
 from farcall.wire import BatchedTask, TaskState
 
 #: What an agent may say of a task that has not ended. All else is the ledger's own to say.
@@ -15,6 +17,10 @@ REPORTABLE_STATES = frozenset({TaskState.WAITING_FOR_NODES, TaskState.WAITING_FO
 
 class KeyReused(Exception):
     """An idempotency key came again with a different request."""
+
+
+class UnknownGroup(Exception):
+    """A group is not there: it was removed, as its tasks were."""
 
 
 class GroupExists(Exception):
@@ -88,6 +94,14 @@ class TaskFilter:
     created_before: float | None = None
 
 
+@dataclass(frozen=True)
+class Page:
+    """Some rows of a listing, and where the next page begins (``before`` of it); None if there is none."""
+
+    rows: Sequence[Row[Any]]
+    next: int | None
+
+
 @dataclass
 class Unaccounted:
     """Tasks of an endpoint that its agent does not hold, although the ledger has not seen them end."""
@@ -96,3 +110,30 @@ class Unaccounted:
     sent: list[str] = field(default_factory=list)
     #: Reported as taken earlier.
     taken: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Cancelled:
+    """What came of a cancellation."""
+
+    #: The tasks that it has ended; all others had ended before.
+    task_ids: list[str] = field(default_factory=list)
+    #: The groups that have news.
+    groups: set[str] = field(default_factory=set)
+    #: The agents that have to be told.
+    agents: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class LogPart:
+    """Some of what a task has printed to one of its streams.
+
+    ``start`` is the place of the first character; something before it may not have been kept. ``until`` is the place
+    after the last one.
+    """
+
+    start: int
+    until: int
+    text: str
+    #: Whether the task has ended, and nothing more of this stream is there.
+    is_all: bool
