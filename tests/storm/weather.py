@@ -118,6 +118,7 @@ class Storm:
 
     def _strike(self, planned: schedule.Strike, began: float, client: StormClient) -> None:
         self._release(0.5)
+        self._over.wait(planned.lead_s)
         fault, _ = self._faults[planned.fault]
         at = time.monotonic()
         log.info("%6.1f s: fault %d, %s for %.1f s", at - began, planned.number, planned.fault, planned.hold_s)
