@@ -7,15 +7,13 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
 from typing import Any
 
 import psutil
-from tests.storm.client import Seen, StormClient, wrong_with
+from tests.storm.client import Seen, StormClient, of_document, wrong_with
 from tests.storm.settings import World, wait_until
 
 from farcall import Client
-from farcall.outcomes import Outcome, outcome_of
 
 #: For queues and journals to become empty after the last result.
 SETTLE_S = 90.0
@@ -64,10 +62,8 @@ def _results(client: Client, group_id: str) -> Iterator[dict[str, Any]]:
 
 
 def _compare(client: Client, seen: Seen, document: dict[str, Any]) -> list[str]:
-    was_cancelled = document["status"] == "cancelled"
-    outcome = Outcome(error=CancelledError()) if was_cancelled else outcome_of(document, client.serializer.deserialize)
-    in_ledger = wrong_with(seen.task, outcome)
-    if was_cancelled != seen.was_cancelled:
+    in_ledger = wrong_with(seen.task, of_document(document, client.serializer.deserialize))
+    if (document["status"] == "cancelled") != seen.was_cancelled:
         return [f"task {seen.task.key} ({seen.task_id}) is {document['status']}, the client saw something else"]
     if in_ledger:
         return [f"{in_ledger} ({seen.task_id}, history {document['history']})"]

@@ -55,6 +55,8 @@ class World:
     url: str = ""
     token: str = ""
     endpoint_id: str = ""
+    #: Has a client submit tasks and be killed.
+    visit: Callable[[int], None] = field(init=False)
     empty_broker: Callable[[float], None] = field(init=False)
     #: The number of messages on every queue.
     queued: Callable[[], Mapping[str, int]] = field(init=False)

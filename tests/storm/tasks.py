@@ -12,6 +12,8 @@ from farcall.errors import TaskExecutionFailed
 from farcall.outcomes import Outcome
 
 LARGE = 1_000_000
+#: The service may be away for long in a storm; who gives up and submits again makes new tasks.
+PATIENCE_S = 900.0
 
 
 def functions() -> dict[str, Callable[..., Any]]:  # noqa: PLR0915 -- each of them is short

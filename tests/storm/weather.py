@@ -49,6 +49,7 @@ class Storm:
     def blow(self) -> None:
         world = self._world
         client = StormClient(world.url, world.token, world.endpoint_id, markers=str(world.markers))
+        world.visit = client.visit
         world.markers.touch()
         client.wait_for_worker(START_S)
         began = time.monotonic()
@@ -72,6 +73,8 @@ class Storm:
             self.violations.append(f"only {len(client.seen)} of {self._count} tasks could be submitted")
         if not client.wait_for_all(PATIENCE_S):
             self.violations.append(f"{len(client.seen) - client.ended} tasks have not come back")
+        if not client.ask_for_visitors(PATIENCE_S):
+            self.violations.append("tasks have not ended whose client was killed")
         duration_s = time.monotonic() - began
         log.info("%d of %d tasks have come back; looking", client.ended, len(client.seen))
         starts = self._look(client)
