@@ -98,9 +98,9 @@ class Reports:
         for report in reports:
             if report.task_statuses:
                 self._ledger.record_states(sender.id, report.task_statuses)
+        self._dispatcher.heed(sender.id, held=False)
         if foreign.takes_batches(sender.details) and not foreign.says_goodbye(latest):
             self._repeat_cancel(sender.id)
-        self._dispatcher.heed(sender.id, held=False)
         if latest.holds is not None:
             self._reconcile(sender.id, latest.holds)
         elif sender.parent_id is not None:

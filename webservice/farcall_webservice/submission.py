@@ -210,7 +210,7 @@ def _write(
 def _send(receipt: Receipt, runner_id: str) -> None:
     own = services()
     if receipt.is_held:
-        own.dispatcher.heed(runner_id)
+        own.dispatcher.heed(runner_id, held=True)
     own.dispatcher.send(receipt.outgoing)
     # A deletion may have come between the check and the commit; its sweep has missed these tasks then.
     if registration.is_deleted(own, receipt.endpoint_id):

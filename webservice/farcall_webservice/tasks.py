@@ -180,9 +180,9 @@ def find_tasks(query: dict[str, Any]) -> Response:
     )
     caller: Caller = g.caller
     before = int(query["after"]) if query["after"] is not None else None
-    rows = services().ledger.list_tasks(caller.id, wanted, before=before, limit=query["limit"])
-    more = str(rows[-1].seq) if len(rows) == query["limit"] else None
-    return answer({"tasks": [task_summary(row) for row in rows], "next": more})
+    page = services().ledger.list_tasks(caller.id, wanted, before=before, limit=query["limit"])
+    more = None if page.next is None else str(page.next)
+    return answer({"tasks": [task_summary(row) for row in page.rows], "next": more})
 
 
 @blueprint.operation(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from farcall_webservice.ledger.book import CLAIM_S, IDS_PER_QUERY
 from farcall_webservice.ledger.collecting import Collecting
-from farcall_webservice.ledger.holding import Holding
 from farcall_webservice.ledger.printing import Printing
 from farcall_webservice.ledger.removing import Removing
 from farcall_webservice.ledger.submitting import Submitting
@@ -44,5 +43,5 @@ __all__ = [
 ]
 
 
-class Ledger(Submitting, Holding, Collecting, Removing, Printing):
+class Ledger(Submitting, Removing, Collecting, Printing):
     """Tasks and their groups, over one database. Each process has one; what it writes, its dispatcher publishes."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, bindparam, select, update
+from sqlalchemy import Connection, Row, bindparam, select, update
 
 from farcall.wire import EXECUTION_START, ErrorDetails, Result, TaskState, Transition
 from farcall_webservice.fields import uuid_text
@@ -20,15 +20,20 @@ from farcall_webservice.ledger.values import REPORTABLE_STATES
 class Collecting(Ending):
     """See the module."""
 
-    def record_results(self, runner_id: str | None, results: Sequence[Result]) -> set[str]:
+    def record_results(
+        self, runner_id: str | None, results: Sequence[Result], *, refused: dict[str, str] | None = None
+    ) -> set[str]:
         """Write how tasks ended; the first result of a task wins. Returns the groups that have news.
 
-        ``runner_id`` is who sent them: a result of another one's task is refused, and logged. None = the service
-        itself.
+        ``runner_id`` is who sent them: of results of what is no task of its, ``refused`` is told why they are not
+        written, by the task's id as it was sent. None = the service itself.
         """
         first = {known: result for result in reversed(results) if (known := uuid_text(result.task_id)) is not None}
         with self._database.writing() as connection:
             rows = self._unfinished(connection, first, runner_id)
+            if refused is not None:
+                unwritten = {result.task_id for result in results}.difference(row.id for row in rows)
+                refused.update(_strange(connection, unwritten, runner_id))
             now = time.time()
             return self._end(connection, rows, lambda row: _ending(first[row.id], row.state, now))
 
@@ -61,6 +66,22 @@ class Collecting(Ending):
             if not failures:
                 return groups
             groups |= self.record_results(None, failures)
+
+
+def _strange(connection: Connection, said_ids: Collection[str], runner_id: str | None) -> dict[str, str]:
+    """Why these, some of which may have ended long ago, are no tasks of a runner."""
+    runners: dict[str, str] = {}
+    known = {said_id: task_id for said_id in said_ids if (task_id := uuid_text(said_id)) is not None}
+    for some in in_parts(sorted(known.values())):
+        runners.update({row.id: row.runner_id for row in connection.execute(_RUNNERS, {"ids": some})})
+    strange = {}
+    for said_id in said_ids:
+        its_runner = runners.get(known.get(said_id, ""))
+        if its_runner is None:
+            strange[said_id] = f"there is no task {said_id}"
+        elif runner_id not in (its_runner, None):
+            strange[said_id] = f"task {said_id} is not a task of this endpoint"
+    return strange
 
 
 def _move(row: Row[Any], transitions: Sequence[Transition], now: float) -> dict[str, Any] | None:
@@ -101,6 +122,7 @@ def _ending(result: Result, state: str, now: float) -> dict[str, Any]:
     )
 
 
+_RUNNERS = select(task.id, task.runner_id).where(task.id.in_(IDS))
 _TOLD = select(task.id, task.state, task.history).where(task.id.in_(IDS), *OF_RUNNER)
 #: Like _UNFINISHED_LOCKED.
 _TOLD_LOCKED = _TOLD.order_by(task.id).with_for_update()

@@ -104,6 +104,7 @@ class Submitting(Reading):
                 "created_at": now,
                 "claimed_by": self._claimant,
                 "claimed_until": self._claimed_until(now),
+                "task_count": sum(map(len, request.payloads.values())),
                 "after_others_of": request.endpoint_id,
                 "since": now,
             },

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy import Row
+
 from farcall.wire import BatchedTask, TaskState
 
 #: What an agent may say of a task that has not ended. All else is the ledger's own to say.
@@ -90,6 +92,14 @@ class TaskFilter:
     task_group_id: str | None = None
     created_after: float | None = None
     created_before: float | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some rows of a listing, and where the next page begins (``before`` of it); None if there is none."""
+
+    rows: Sequence[Row[Any]]
+    next: int | None
 
 
 @dataclass
