@@ -13,7 +13,7 @@ PACKAGES := sdk/farcall webservice/farcall_webservice endpoint_core/farcall_endp
 	providers/local/farcall_provider_local
 CHECKED := $(PACKAGES) tests examples benchmarks
 
-.PHONY: demo test test-old-clients lint docs bench clean setup
+.PHONY: demo test test-old-clients storm lint docs bench clean setup
 
 demo: setup
 	@$(BIN)/python examples/demo.py
@@ -34,6 +34,10 @@ lint: setup
 # The documentation is Markdown that reads as it is; what can be wrong in it is its examples and its links.
 docs: setup
 	$(BIN)/python -m pytest tests/test_documentation.py
+
+# Hours of everything that can break, with more tasks and faults than the tests have: make storm STORM_ARGS="--seed 7".
+storm: setup
+	$(BIN)/python -m tests.storm --tasks 100000 --faults 400 --longest 8 $(STORM_ARGS)
 
 bench: setup
 	$(BIN)/python benchmarks/end_to_end.py

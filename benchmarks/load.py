@@ -75,7 +75,7 @@ class Processes:
     def members(self) -> dict[str, list[psutil.Process]]:
         counted = {pid for pids in self.roots.values() for pid in pids}
         found: dict[str, list[psutil.Process]] = {}
-        for role, pids in self.roots.items():
+        for role, pids in list(self.roots.items()):
             own = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
             children = [child for process in own for child in process.children(recursive=True)]
             found[role] = own + [child for child in children if child.pid not in counted]
@@ -102,10 +102,10 @@ class Processes:
 
 def _status_mb(pid: int, file: str, name: str) -> float:
     try:
-        with open(f"/proc/{pid}/{file}") as lines:
-            return next((int(line.split()[1]) / 1000 for line in lines if line.startswith(name)), 0.0)
+        lines = Path("/proc", str(pid), file).read_text().splitlines()
     except OSError:
         return 0.0
+    return next((int(line.split()[1]) / 1000 for line in lines if line.startswith(name)), 0.0)
 
 
 class Prober:
@@ -222,85 +222,105 @@ def disk_mb(home: Path) -> str:
 # -- the parts ---------------------------------------------------------------------------------------------------------
 
 
-def queue(setting: str, options: argparse.Namespace) -> bool:
+class Queue:
     """A million tasks for an endpoint that is offline; then it comes."""
-    count: int = options.tasks
-    with place(setting) as here:
-        client, endpoint_id = here.client, here.endpoint_id
-        function_id = client.register_function(twice)
-        processes = Processes(here.roots)
-        write = client.serializer.serialize_data
-        no_keywords = write({})
-        submit_path = f"/v3/endpoints/{endpoint_id}/submit"
-        tenth = max(TASKS_PER_REQUEST, count // 10 // TASKS_PER_REQUEST * TASKS_PER_REQUEST)
-        group_id, task_id = None, None
-        prober: Prober | None = None
-        rates: list[tuple[float, float]] = []
-        cpu, began = processes.cpu_s(), time.perf_counter()
-        for first in range(0, count, TASKS_PER_REQUEST):
-            values = range(first, min(first + TASKS_PER_REQUEST, count))
-            payloads = [pack_buffers((write((value,)), no_keywords)) for value in values]
-            body = {"tasks": {function_id: payloads}} | ({"task_group_id": group_id} if group_id else {})
-            answer = client.transport.post(submit_path, body)
-            if group_id is None:
-                group_id, task_id = answer["task_group_id"], answer["tasks"][function_id][0]
-                prober = Prober(
-                    here.service,
-                    {
-                        "GET /v2/tasks": "/v2/tasks?limit=100",
-                        "GET /v2/tasks?state=running": "/v2/tasks?limit=100&state=running",
-                        "GET /v2/tasks/{id}": f"/v2/tasks/{task_id}",
-                        "GET /v2/endpoints/{id}/status": f"/v2/endpoints/{endpoint_id}/status",
-                        "GET /v2/taskgroup/{id}/results": f"/v2/taskgroup/{group_id}/results?limit=100",
-                    },
-                )
-                prober.phase("submitting")
-            if values.stop % tenth == 0:
-                now, used = time.perf_counter(), processes.cpu_s()
-                cpu_us = print_cpu(f"submitting up to {values.stop:,}", cpu, used, tenth)
-                rates.append((tenth / (now - began), cpu_us))
-                print(f"  {tenth / (now - began):,.0f} tasks/s", flush=True)
-                cpu, began = used, now
-        assert prober is not None and group_id is not None
-        print(
-            f"the last {tenth:,} submits against the first: rate {rates[-1][0] / rates[0][0]:.2f}, "
-            f"CPU a task {rates[-1][1] / rates[0][1]:.2f}"
-        )
-        prober.phase("waiting")
-        time.sleep(options.wait)
-        print(f"on disk: {disk_mb(here.service.home)}")
-        print_memory(processes)
 
-        prober.phase("draining")
-        cpu, began = processes.cpu_s(), time.perf_counter()
-        here.endpoint("start", "real")
-        processes.roots["agent"] = [here.agent_pid()]
-        missing = bytearray(b"\1" * count)
-        path, cursor, taken, last_said = f"/v2/taskgroup/{group_id}/results", 0, 0, time.perf_counter()
-        tenth_taken = tenth
-        while taken < count:
-            answer = client.transport.get(path, params={"after": cursor, "limit": RESULTS_PER_REQUEST, "wait": 20})
+    def __init__(self, here: Place, options: argparse.Namespace) -> None:
+        self.here, self.count, self.pause_s = here, options.tasks, options.wait
+        self.client = here.client
+        self.function_id = self.client.register_function(twice)
+        self.tenth = max(TASKS_PER_REQUEST, self.count // 10 // TASKS_PER_REQUEST * TASKS_PER_REQUEST)
+        self.processes = Processes(here.roots)
+        self.prober: Prober
+
+    def run(self) -> bool:
+        group_id, ratio = self.submit()
+        self.prober.phase("waiting")
+        time.sleep(self.pause_s)
+        print(f"on disk: {disk_mb(self.here.service.home)}")
+        print_memory(self.processes)
+        self.prober.phase("draining")
+        cpu, began = self.processes.cpu_s(), time.perf_counter()
+        self.here.endpoint("start", "real")
+        self.processes.roots["agent"] = [self.here.agent_pid()]
+        self.drain(group_id)
+        elapsed = time.perf_counter() - began
+        print(f"drained {self.count:,} in {elapsed:.0f} s: {self.count / elapsed:,.0f} tasks/s")
+        print_cpu("draining", cpu, self.processes.cpu_s(), self.count)
+        self.prober.phase("drained")
+        time.sleep(min(5.0, self.pause_s))
+        quick = print_latencies(self.prober.stop(), ["submitting", "waiting", "draining", "drained"])
+        print_memory(self.processes)
+        self.processes.stop()
+        return quick and ratio < SUBMIT_RATIO
+
+    def submit(self) -> tuple[str, float]:
+        """Submit all. Their group, and the CPU time of a task among the last by that of one among the first."""
+        path, group_id = f"/v3/endpoints/{self.here.endpoint_id}/submit", None
+        rates: list[tuple[float, float]] = []
+        cpu, began = self.processes.cpu_s(), time.perf_counter()
+        for first in range(0, self.count, TASKS_PER_REQUEST):
+            values = range(first, min(first + TASKS_PER_REQUEST, self.count))
+            body = {"tasks": {self.function_id: self.payloads(values)}}
+            answer = self.client.transport.post(path, body | ({"task_group_id": group_id} if group_id else {}))
+            if group_id is None:
+                group_id = answer["task_group_id"]
+                self.prober = self.probe(group_id, answer["tasks"][self.function_id][0])
+            if values.stop % self.tenth == 0:
+                now, used = time.perf_counter(), self.processes.cpu_s()
+                cpu_us = print_cpu(f"submitting up to {values.stop:,}", cpu, used, self.tenth)
+                rates.append((self.tenth / (now - began), cpu_us))
+                print(f"  {self.tenth / (now - began):,.0f} tasks/s", flush=True)
+                cpu, began = used, now
+        assert group_id is not None
+        ratio = rates[-1][1] / rates[0][1]
+        print(
+            f"the last {self.tenth:,} submits against the first: rate {rates[-1][0] / rates[0][0]:.2f}, "
+            f"CPU a task {ratio:.2f}"
+        )
+        return group_id, ratio
+
+    def payloads(self, values: range) -> list[str]:
+        write = self.client.serializer.serialize_data
+        no_keywords = write({})
+        return [pack_buffers((write((value,)), no_keywords)) for value in values]
+
+    def probe(self, group_id: str, task_id: str) -> Prober:
+        routes = {
+            "GET /v2/tasks": "/v2/tasks?limit=100",
+            "GET /v2/tasks?state=running": "/v2/tasks?limit=100&state=running",
+            "GET /v2/tasks/{id}": f"/v2/tasks/{task_id}",
+            "GET /v2/endpoints/{id}/status": f"/v2/endpoints/{self.here.endpoint_id}/status",
+            "GET /v2/taskgroup/{id}/results": f"/v2/taskgroup/{group_id}/results?limit=100",
+        }
+        prober = Prober(self.here.service, routes)
+        prober.phase("submitting")
+        return prober
+
+    def drain(self, group_id: str) -> None:
+        """Wait for all results, each of which has to be right, and to come once."""
+        missing = bytearray(b"\1" * self.count)
+        cursor, taken, to_say, said_at = 0, 0, self.tenth, time.perf_counter()
+        while taken < self.count:
+            answer = self.client.transport.get(
+                f"/v2/taskgroup/{group_id}/results", params={"after": cursor, "limit": RESULTS_PER_REQUEST, "wait": 20}
+            )
             for document in answer["results"]:
-                value = client.serializer.deserialize(document["result"])
+                value = self.client.serializer.deserialize(document["result"])
                 assert value % 2 == 0 and missing[value // 2], f"a result is wrong or came twice: {document}"
                 missing[value // 2] = 0
-                taken += 1
-            cursor = answer["cursor"]
-            if taken >= tenth_taken:
+            cursor, taken = answer["cursor"], taken + len(answer["results"])
+            if taken >= to_say:
                 now = time.perf_counter()
-                print(f"  drained {taken:,}: {tenth / (now - last_said):,.0f} tasks/s; {disk_mb(here.service.home)}")
-                sys.stdout.flush()
-                tenth_taken, last_said = tenth_taken + tenth, now
-        elapsed = time.perf_counter() - began
+                rate = (taken - to_say + self.tenth) / (now - said_at)
+                print(f"  drained {taken:,}: {rate:,.0f} tasks/s; {disk_mb(self.here.service.home)}", flush=True)
+                to_say, said_at = taken + self.tenth, now
         assert not any(missing), "a result did not come"
-        print(f"drained {count:,} in {elapsed:.0f} s: {count / elapsed:,.0f} tasks/s")
-        print_cpu("draining", cpu, processes.cpu_s(), count)
-        prober.phase("drained")
-        time.sleep(min(5.0, options.wait))
-        quick = print_latencies(prober.stop(), ["submitting", "waiting", "draining", "drained"])
-        print_memory(processes)
-        processes.stop()
-        return quick and rates[-1][1] / rates[0][1] < SUBMIT_RATIO
+
+
+def queue(setting: str, options: argparse.Namespace) -> bool:
+    with place(setting) as here:
+        return Queue(here, options).run()
 
 
 def executors(setting: str, options: argparse.Namespace) -> bool:

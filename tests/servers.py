@@ -202,7 +202,7 @@ class PrivateRabbitMQ(_Server):
 
     ready_text = "Server startup complete"
 
-    def __init__(self, folder: Path, *, prefix: Sequence[str]) -> None:
+    def __init__(self, folder: Path, *, prefix: Sequence[str], host: str = "127.0.0.1") -> None:
         server = _find("rabbitmq-server", _RABBITMQ_FOLDERS)
         assert server is not None
         self._prefix = list(prefix)
@@ -211,12 +211,12 @@ class PrivateRabbitMQ(_Server):
         password = secrets.token_hex(8)
         self._account = f"farcall:{password}"
         #: Understood alike by kombu and by pika.
-        self.url = f"amqp://farcall:{password}@127.0.0.1:{port}/%2F"
+        self.url = f"amqp://farcall:{password}@{host}:{port}/%2F"
         #: Of its management API.
         self.management_url = f"http://farcall:{password}@127.0.0.1:{management_port}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "rabbitmq.conf").write_text(
-            f"listeners.tcp.default = 127.0.0.1:{port}\n"
+            f"listeners.tcp.default = {host}:{port}\n"
             f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management_port}\n"
             f"default_user = farcall\ndefault_pass = {password}\n"
             "log.console = true\nlog.file = false\ndisk_free_limit.absolute = 50MB\n"
@@ -302,11 +302,17 @@ class PrivateRabbitMQ(_Server):
 
 
 @contextmanager
-def private_rabbitmq(folder: Path, *, prefix: Sequence[str] = ()) -> Iterator[PrivateRabbitMQ]:
-    """A RabbitMQ of one's own. ``prefix`` goes before each command, for example to enter a network namespace."""
-    server = PrivateRabbitMQ(folder, prefix=prefix)
+def private_rabbitmq(
+    folder: Path, *, prefix: Sequence[str] = (), host: str = "127.0.0.1", start: bool = True
+) -> Iterator[PrivateRabbitMQ]:
+    """A RabbitMQ of one's own. ``prefix`` goes before each command, for example to enter a network namespace.
+
+    ``host`` is the address on which it listens. Without ``start`` it is for the caller to start.
+    """
+    server = PrivateRabbitMQ(folder, prefix=prefix, host=host)
     try:
-        server.start()
+        if start:
+            server.start()
         yield server
     finally:
         server.close()
@@ -331,17 +337,20 @@ class PrivatePostgres(_Server):
     #: To disconnect everybody instead of waiting until they have gone.
     stop_signal = signal.SIGINT
 
-    def __init__(self, folder: Path, *, prefix: Sequence[str], settings: dict[str, str]) -> None:
+    def __init__(
+        self, folder: Path, *, prefix: Sequence[str], settings: dict[str, str], host: str = "127.0.0.1"
+    ) -> None:
         self._initdb = _find("initdb", _POSTGRES_FOLDERS)
         server = _find("postgres", _POSTGRES_FOLDERS)
         assert self._initdb is not None and server is not None
         self.port = free_ports(1)[0]
+        self._host = host
         #: The database that is always there; see :meth:`database`.
         self.url = self._url("postgres")
         self._data = folder / "data"
         self._numbers = itertools.count(1)
         given = {
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": host,
             "port": str(self.port),
             "unix_socket_directories": "",
             # Only a power cut could lose something.
@@ -359,7 +368,7 @@ class PrivatePostgres(_Server):
         self._prefix = list(prefix)
 
     def _url(self, name: str) -> str:
-        return f"postgresql://farcall@127.0.0.1:{self.port}/{name}"
+        return f"postgresql://farcall@{self._host}:{self.port}/{name}"
 
     def initialise(self) -> None:
         """Make the cluster's files."""
@@ -384,6 +393,9 @@ class PrivatePostgres(_Server):
         said, _ = process.communicate(timeout=START_TIMEOUT_S)
         if process.returncode:
             pytest.fail(f"initdb: {process.returncode}\n{said}")
+        if self._host != "127.0.0.1":
+            with (self._data / "pg_hba.conf").open("a") as rules:
+                rules.write("host all all samenet trust\n")
 
     def database(self, like: str | None = None) -> str:
         """The URL of a new database: empty, or a copy of one to which nobody is connected."""
@@ -427,9 +439,16 @@ def _ordinary_user() -> pwd.struct_passwd | None:
 
 @contextmanager
 def private_postgres(
-    folder: Path, *, prefix: Sequence[str] = (), settings: dict[str, str] | None = None
+    folder: Path,
+    *,
+    prefix: Sequence[str] = (),
+    settings: dict[str, str] | None = None,
+    host: str = "127.0.0.1",
+    start: bool = True,
 ) -> Iterator[PrivatePostgres]:
     """A PostgreSQL of one's own. ``settings`` are added to its configuration.
+
+    ``host`` is the address on which it listens. Without ``start`` it is for the caller to start.
 
     A ``prefix`` must make an ordinary user of root, who may write into ``folder``.
 
@@ -442,10 +461,11 @@ def private_postgres(
             folder = Path(cleaning.enter_context(tempfile.TemporaryDirectory(prefix="farcall-postgres-")))
             os.chown(folder, user.pw_uid, user.pw_gid)
         folder.mkdir(parents=True, exist_ok=True)
-        server = PrivatePostgres(folder, prefix=prefix, settings=settings or {})
+        server = PrivatePostgres(folder, prefix=prefix, settings=settings or {}, host=host)
         cleaning.callback(server.close)
         server.initialise()
-        server.start()
+        if start:
+            server.start()
         yield server
 
 

@@ -21,7 +21,7 @@ LONG = (
     "flow on an embedded service",
 )
 #: Every test there has everything to itself.
-APART = ("tests/flow/test_kills.py",)
+APART = ("tests/flow/test_kills.py", "tests/storm/test_storm.py")
 
 
 def group(node_id: str) -> str:

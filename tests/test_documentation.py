@@ -61,19 +61,15 @@ def test_the_tour_in_the_examples_runs(service, endpoint) -> None:  # type: igno
 
 @pytest.mark.parametrize("command", ["farcall", "farcall-webservice", "farcall-endpoint"])
 def test_every_command_that_the_documentation_names_exists(command: str) -> None:
-    named = {
-        words
-        for page in PAGES
-        for words in re.findall(rf"^\$ {command} ([a-z-]+(?: [a-z]+)?)", page.read_text(), re.MULTILINE)
-    }
+    named = {word for page in PAGES for word in re.findall(rf"^\$ {command} ([a-z-]+)", page.read_text(), re.MULTILINE)}
     assert named
 
-    for words in sorted(named):
+    for word in sorted(named):
         done = subprocess.run(
-            [Path(sys.executable).parent / command, words.split()[0], "--help"],
+            [Path(sys.executable).parent / command, word, "--help"],
             check=False,
             capture_output=True,
             text=True,
             timeout=30,
         )
-        assert done.returncode == 0, f"{command} {words}: {done.stderr}"
+        assert done.returncode == 0, f"{command} {word}: {done.stderr}"

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -32,9 +32,12 @@ from parsl.app.errors import RemoteExceptionWrapper
 from parsl.multiprocessing import SpawnContext
 from parsl.serialize import serialize
 
+from farcall.errors import ConfigurationError
+
 from . import killing
 from .bell import Bell
 from .failures import TooLittleTime, WorkerEnded
+from .guards import node_timeout_s
 from .memory import Kills, Memory
 from .nodes import Nodes
 from .outlets import Listener, Outlet
@@ -78,6 +81,7 @@ class _Worker:
     pipe: Connection
     outlet: Outlet
     #: What tells its processes from all others.
+    root: psutil.Process
     mark: str
     #: Readable when it is dead.
     death: int
@@ -114,6 +118,7 @@ class Crew:
     ) -> None:
         self._start = start
         self._nodes = nodes or Nodes([])
+        self._default_timeout_s = _node_timeout_s()
         # By a clock that nobody sets.
         self._ends = None if ends_at is None else time.monotonic() + ends_at - time.time()
         self._memory = memory or Memory()
@@ -132,7 +137,8 @@ class Crew:
         self._bell = Bell()
         self._selector.register(self._bell.fileno(), selectors.EVENT_READ, None)
         self._killer = killing.Killer()
-        self._stray: set[int] = set()
+        #: The processes that are not orphans: somebody waits for each.
+        self._own: set[int] = set()
         self._clock: threading.Thread | None = None
         self._closed = False
         self.listener = Listener(on_news)
@@ -155,10 +161,13 @@ class Crew:
                 raise _Closed
             os.environ[killing.MARK] = mark
             process = self._start(number, end)
+            assert process.pid is not None
+            root = psutil.Process(process.pid)
+            self._own.add(process.pid)
         end.close()
         _limit_waiting(ours)
         outlet = Outlet(number, platform.node(), [reading for reading, _ in outputs], secret)
-        worker = _Worker(number, process, ours, outlet, mark, _descriptor_of_death(process))
+        worker = _Worker(number, process, ours, outlet, root, mark, _descriptor_of_death(process))
         with self._lock:
             worker.after = after if after is not None and not after.buried else None
             self._workers.add(worker)
@@ -177,12 +186,20 @@ class Crew:
             self._closed = True
 
     def look_after(self) -> None:
-        """Now and then: replace those who could not even start, and reap what dead workers have left us."""
+        """Now and then: replace those who could not even start."""
         with self._lock:
             numbers, self._unreplaced = self._unreplaced, set()
         for number in numbers:
             self.hire(number)
-        self._reap()
+        self.put(None)
+
+    def reap_orphans(self) -> None:
+        """Take note of the deaths of orphans, for a process that has adopted them and has no other children."""
+        with self._hiring, suppress(OSError):
+            while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                if dead.si_pid in self._own:
+                    return
+                os.waitpid(dead.si_pid, os.WNOHANG)
 
     def put_task(self, task: dict[str, Any]) -> None:
         with self._lock:
@@ -275,7 +292,7 @@ class Crew:
         else:
             self._unreplaced.add(worker.number)
         running = worker.outlet.running()
-        tree = killing.Tree(worker.process.pid or 0, worker.mark, running.task_id if running else None)
+        tree = killing.Tree(worker.root, worker.mark, running.task_id if running else None)
         if cause == "died" and worker.process.is_alive():
             # Its pipe is closed, and it is probably on its way out.
             threading.Thread(target=self._await_death, args=(worker, tree, grace_s), daemon=True).start()
@@ -295,6 +312,8 @@ class Crew:
     def _bury(self, worker: _Worker) -> None:
         """A worker has ended, and all that came of it: report what it was doing, and see to its succession."""
         worker.process.join(_MOST_DYING_S)
+        with self._hiring:
+            self._own.discard(worker.root.pid)
         worker.outlet.drain()
         with self._lock:
             worker.buried = True
@@ -344,8 +363,12 @@ class Crew:
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def _fits(self, task: dict[str, Any]) -> bool:
-        timeout_s = _timeout_of(task)
-        return self._ends is None or timeout_s is None or time.monotonic() + timeout_s <= self._ends
+        needs_s = _needs_s(task)
+        return self._ends is None or needs_s is None or time.monotonic() + needs_s <= self._ends
+
+    def _timeout_of(self, task: dict[str, Any] | None) -> float | None:
+        own = _said_of(task).get("timeout_s")
+        return self._default_timeout_s if own is None else float(own)
 
     def _give_back(self, task: dict[str, Any]) -> None:
         self._untimely.append(task)
@@ -360,7 +383,7 @@ class Crew:
             rest_s = (self._ends or now) - now
             self._report(
                 task,
-                TooLittleTime(f"the task may take {_timeout_of(task):g} s, and this block ends in {rest_s:.0f} s"),
+                TooLittleTime(f"the task may take {_needs_s(task):g} s, and this block ends in {rest_s:.0f} s"),
             )
         self._untimely = []
 
@@ -378,8 +401,8 @@ class Crew:
             busy = [worker for worker in self._workers if worker.task is not None]
         self._kills = self._memory.kills()
         for worker in busy:
-            worker.peak = max(worker.peak or 0, self._memory.peak(worker.process.pid or 0) or 0) or None
-            timeout_s = _timeout_of(worker.task)
+            worker.peak = max(worker.peak or 0, self._memory.peak(worker.root.pid) or 0) or None
+            timeout_s = self._timeout_of(worker.task)
             if timeout_s is not None and _has_overrun(worker, timeout_s):
                 with self._lock:
                     # Another task may have begun meanwhile, or it has ended.
@@ -417,22 +440,6 @@ class Crew:
             stderr,
         )
 
-    def _reap(self) -> None:
-        """Take note of the deaths of orphans. Only at the second look: a worker that is just starting is no orphan."""
-        own = {process.pid for process in self.processes.values()}
-        dead = set(_dead_children()) - own
-        for pid in dead & self._stray:
-            with suppress(OSError):
-                os.waitpid(pid, os.WNOHANG)
-        self._stray = dead
-
-
-def _dead_children() -> Iterable[int]:
-    for child in psutil.Process().children():
-        with suppress(psutil.Error):
-            if child.status() == psutil.STATUS_ZOMBIE:
-                yield child.pid
-
 
 def _has_answered(worker: _Worker) -> bool:
     with suppress(OSError):
@@ -445,9 +452,23 @@ def _has_overrun(worker: _Worker, timeout_s: float) -> bool:
     return running is not None and time.monotonic() > running.seen + timeout_s + GRACE_S
 
 
-def _timeout_of(task: dict[str, Any] | None) -> float | None:
-    timeout_s = (((task or {}).get("context") or {}).get("farcall") or {}).get("timeout_s")
-    return None if timeout_s is None else float(timeout_s)
+def _node_timeout_s() -> float | None:
+    try:
+        return node_timeout_s()
+    except ConfigurationError:
+        # Each task says so.
+        return None
+
+
+def _needs_s(task: dict[str, Any] | None) -> float | None:
+    """How much time there must be for it: a limit that is the same for all tasks does not say that each needs it."""
+    said = _said_of(task)
+    needs_s = said.get("needs_s", said.get("timeout_s"))
+    return None if needs_s is None else float(needs_s)
+
+
+def _said_of(task: dict[str, Any] | None) -> dict[str, Any]:
+    return ((task or {}).get("context") or {}).get("farcall") or {}
 
 
 def _descriptor_of_death(process: SpawnProcess) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+
+from farcall.errors import ConfigurationError
 
 #: A task that swallows its TaskTimeout is reminded this often.
 REMIND_EVERY_S = 5.0
@@ -37,6 +40,17 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         # Again: the time may have been up in the very moment in which it was stopped.
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, earlier)
+
+
+def node_timeout_s() -> float | None:
+    """The time limit that the node sets for tasks without one of their own, as Globus Compute does it."""
+    text = os.environ.get("GC_TASK_TIMEOUT")
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigurationError(f"GC_TASK_TIMEOUT on this node is {text!r}, not a number of seconds") from None
 
 
 def _raise_timeout(signal_number: int, frame: FrameType | None) -> None:

@@ -28,8 +28,8 @@ MARK = "FARCALL_WORKER"
 #: From <linux/prctl.h>.
 _PR_SET_CHILD_SUBREAPER = 36
 
-#: How often a tree that is ending is looked at.
-_LOOK_S = 0.05
+#: Between two looks at a tree that is ending; later they are fewer.
+_FIRST_LOOK_S, _LAST_LOOK_S = 0.05, 0.25
 
 #: After being killed a process is gone within milliseconds; one that waits for a dead disk may never be.
 _MOST_DYING_S = 1.0
@@ -48,7 +48,7 @@ def adopt_orphans() -> None:
 class Tree:
     """A worker, and all that came of it; but not what it has begun for other tasks than the one that it is running."""
 
-    pid: int
+    root: psutil.Process
     mark: str
     task_id: str | None = None
 
@@ -67,10 +67,10 @@ def living(trees: Sequence[Tree]) -> list[list[psutil.Process]]:
             marked[environment.get(MARK)].append(process)
     found = []
     for tree in trees:
-        members = dict.fromkeys(marked[tree.mark])
-        parents = [tree.pid, *(member.pid for member in members)]
-        with suppress(psutil.Error):
-            members[psutil.Process(tree.pid)] = None
+        # The number of one that has ended may be another's by now.
+        members = dict.fromkeys([tree.root] if tree.root.is_running() else [])
+        members.update(dict.fromkeys(marked[tree.mark]))
+        parents = [member.pid for member in members]
         for pid in parents:
             new = [child for child in children[pid] if child not in members]
             members.update(dict.fromkeys(new))
@@ -81,7 +81,7 @@ def living(trees: Sequence[Tree]) -> list[list[psutil.Process]]:
 
 def _is_spared(process: psutil.Process, tree: Tree, tasks: Mapping[psutil.Process, str]) -> bool:
     """Whether an earlier task has left it, perhaps for later ones."""
-    return tree.task_id is not None and process.pid != tree.pid and tasks.get(process, "") not in ("", tree.task_id)
+    return tree.task_id is not None and process != tree.root and tasks.get(process, "") not in ("", tree.task_id)
 
 
 def _is_alive(process: psutil.Process) -> bool:
@@ -106,7 +106,7 @@ def kill(tree: Tree) -> None:
 
 def end_children(task_id: str, grace_s: float = 1.0) -> None:
     """In a worker: end all processes that its task has started, and return when they are gone."""
-    tree = Tree(os.getpid(), os.environ.get(MARK, ""), task_id)
+    tree = Tree(psutil.Process(), os.environ.get(MARK, ""), task_id)
     (processes,) = living([tree])
     for process in processes:
         _tell(process, "terminate")
@@ -152,12 +152,14 @@ class Killer:
         while True:
             self._work.wait()
             self._work.clear()
+            pause_s = _FIRST_LOOK_S
             while self._endings:
                 try:
                     self._look()
                 except Exception:
                     log.exception("ending processes failed, trying again")
-                time.sleep(_LOOK_S)
+                time.sleep(pause_s)
+                pause_s = min(1.2 * pause_s, _LAST_LOOK_S)
 
     def _look(self) -> None:
         with self._lock:

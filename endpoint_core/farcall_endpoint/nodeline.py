@@ -72,7 +72,7 @@ class NodeLine:
             self.port = int(
                 self._socket.bind_to_random_port(tcp_url(address or "*"), min_port=ports[0], max_port=ports[1])
             )
-        except zmq.ZMQError as error:
+        except (zmq.ZMQError, zmq.ZMQBindError) as error:
             self._context.destroy(linger=0)
             self._bell.close()
             raise OSError(

@@ -18,9 +18,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
 
 from farcall.wire import STREAMS, Output
 
@@ -39,13 +38,13 @@ _READ_BYTES = 256 * 1024
 #: What is read of one pipe in one round at most.
 _MOST_READ_BYTES = 4 * 1024 * 1024
 
-#: Bytes of one stream that are kept of what one read has brought.
+#: Bytes of one text that wait to be passed on: when there are twice as many, the newest of them. As many characters of
+#: it are passed on in a second.
 _KEPT_BYTES = 64 * 1024
 
-#: Characters of one worker that wait to be passed on, and that are passed on in a second.
-_MOST_WAITING = 128 * 1024
-_RATE = 64 * 1024
-#: What a piece costs besides its text.
+#: Bytes of one worker that wait, and characters of it that are passed on in a second; a piece costs something as such.
+_MOST_WAITING = 512 * 1024
+_RATE = 512 * 1024
 _PIECE = 100
 
 #: What is kept of the running task's stderr, for the case that it ends its worker.
@@ -53,6 +52,8 @@ TAIL_CHARACTERS = 4096
 
 #: Pieces of dead workers that wait to be passed on.
 _MOST_LEFT = 1000
+
+_NEVER = float("inf")
 
 #: Bytes that do not begin a character in UTF-8.
 _CONTINUATIONS = bytes(range(0x80, 0xC0))
@@ -68,41 +69,39 @@ class Running:
     seen: float
 
 
-@dataclass(slots=True)
-class _Piece:
-    task_id: str
-    stream: str
-    start: int
-    text: str
-
-    def cut(self, characters: int) -> None:
-        """Lose the oldest."""
-        self.start += characters
-        self.text = self.text[characters:]
-
-
-@dataclass(slots=True)
 class _Text:
-    """What one task has printed to one stream."""
+    """What one task has printed to one stream and has not been passed on."""
 
-    task_id: str
-    characters: int = 0
-    decoder: Any = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("backslashreplace"))
+    def __init__(self, task_id: str, stream: str) -> None:
+        self.task_id = task_id
+        self.stream = stream
+        self.waiting = bytearray()
+        self.has_ended = False
+        self.not_before = 0.0
+        self._start = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
 
-    def decode(self, data: bytes, *, last: bool = False) -> tuple[int, str]:
-        """The text of these bytes, of a lot of them the end of it; and its place."""
-        if len(data) > _KEPT_BYTES:
-            # Of what is left out, every byte that begins a character is counted as one.
-            left_out, data = data[:-_KEPT_BYTES], data[-_KEPT_BYTES:]
-            whole = data.lstrip(_CONTINUATIONS)
-            if 0 < len(data) - len(whole) <= 3:
-                data = whole
-            self.decoder.reset()
-            self.characters += len(left_out.translate(None, _CONTINUATIONS))
-        text = self.decoder.decode(data, last).replace("\0", "\\0")
-        start = self.characters
-        self.characters += len(text)
-        return start, text
+    def is_empty(self) -> bool:
+        return not self.waiting and not self._decoder.getstate()[0]
+
+    def lose(self, count: int) -> None:
+        """Leave out the oldest bytes. Those that begin a character are counted, and none has to be decoded for it."""
+        unfinished, _ = self._decoder.getstate()
+        self._decoder.reset()
+        lost = unfinished + self.waiting[:count]
+        rest = self.waiting[count : count + 3]
+        # Not in the midst of a character.
+        count += len(rest) - len(rest.lstrip(_CONTINUATIONS))
+        del self.waiting[:count]
+        self._start += len(lost.translate(None, _CONTINUATIONS))
+
+    def take(self, now: float) -> Output:
+        text = self._decoder.decode(bytes(self.waiting), self.has_ended).replace("\0", "\\0")
+        start = self._start
+        self._start += len(text)
+        self.waiting.clear()
+        self.not_before = now + len(text) / _KEPT_BYTES
+        return Output(self.task_id, self.stream, start, text)
 
 
 class _Pipe:
@@ -141,11 +140,12 @@ class _Pipe:
     def parts(self, data: bytes) -> Iterator[tuple[bytes, bytes | None]]:
         """Texts, each with the note of the mark that follows it; the last has none."""
         data = self._rest + data
-        position = 0
-        for match in self._note.finditer(data):
-            yield data[position : match.start()], match[1]
-            position = match.end()
-        data = data[position:]
+        if self._opening in data:
+            position = 0
+            for match in self._note.finditer(data):
+                yield data[position : match.start()], match[1]
+                position = match.end()
+            data = data[position:]
         cut = self._unfinished_mark(data)
         self._rest = data[cut:]
         yield data[:cut], None
@@ -174,10 +174,11 @@ class Outlet:
         self._running: Running | None = None
         self._call_id: int | None = None
         self._told_place = 0
-        self._pieces: deque[_Piece] = deque()
+        #: Those that have something to pass on, in the order in which it has come.
+        self._texts: dict[_Text, None] = {}
         self._waiting = 0
         self._next_telling = 0.0
-        self._tail = ""
+        self._tail = b""
         self._closed = False
 
     def filenos(self) -> list[int]:
@@ -193,10 +194,10 @@ class Outlet:
         with self._lock:
             self._drain()
             for pipe in self._pipes:
-                self._add(pipe, pipe.take_rest(), last=True)
-                pipe.text = None
+                self._add(pipe, pipe.take_rest())
+                self._finish(pipe)
             self._call_id = self._running = None
-            self._tail = ""
+            self._tail = b""
 
     def drain(self) -> bool:
         """Read what is there. True if there may be more."""
@@ -209,7 +210,7 @@ class Outlet:
 
     def stderr_tail(self) -> str:
         """The end of what the running task has printed to stderr."""
-        return self._tail
+        return self._tail.decode(errors="backslashreplace").replace("\0", "\\0")[-TAIL_CHARACTERS:]
 
     def started(self, *, before: float) -> Started | None:
         """The task that runs, once, if it was seen before that time and has not ended since."""
@@ -220,42 +221,46 @@ class Outlet:
             self._told_place = running.place
             return Started(self._call_id, running.task_id, running.at, self._hostname, self._worker)
 
-    def is_untold(self) -> bool:
-        """Whether a task runs of which nothing has been told yet."""
+    def is_untold(self, *, before: float = _NEVER) -> bool:
+        """Whether a task runs, and was seen before that time, of which nothing has been told yet."""
         running = self._running
-        return running is not None and running.place != self._told_place
+        return running is not None and running.place != self._told_place and running.seen <= before
 
-    def has_news(self, now: float) -> bool:
-        """Whether there is something to pass on at that time."""
-        running = self._running
-        untold = self.is_untold() and running is not None and running.seen <= now - ROUND_S
-        return untold or (bool(self._pieces) and self._next_telling <= now)
+    def has_printed(self) -> bool:
+        """Whether there is something to pass on, now or later."""
+        return bool(self._texts)
 
     def due(self) -> float | None:
         """When there will be something to pass on; None if nothing waits."""
-        return self._next_telling if self._pieces else None
+        with self._lock:
+            times = [0.0 if text.has_ended else text.not_before for text in self._texts]
+            return max(self._next_telling, min(times)) if times else None
 
     def printed(self, now: float) -> list[Output]:
         """What has been printed since this was last asked, or as much of it as may be passed on at that time."""
         with self._lock:
-            if now < self._next_telling or not self._pieces:
+            if now < self._next_telling:
                 return []
-            self._next_telling = now + max(ROUND_S, (self._waiting + _PIECE * len(self._pieces)) / _RATE)
-            return self._take_pieces()
+            pieces = self._take([text for text in self._texts if text.has_ended or text.not_before <= now], now)
+            if pieces:
+                size = sum(_PIECE + len(piece.text) for piece in pieces)
+                self._next_telling = now + max(ROUND_S, size / _RATE)
+            return pieces
 
     def close(self) -> list[Output]:
         """Returns what has not been passed on."""
         with self._lock:
             self._closed = True
             for pipe in self._pipes:
+                self._finish(pipe)
                 pipe.connection.close()
-            return self._take_pieces()
+            return self._take(list(self._texts), 0.0)
 
-    def _take_pieces(self) -> list[Output]:
-        pieces = [Output(piece.task_id, piece.stream, piece.start, piece.text) for piece in self._pieces]
-        self._pieces.clear()
-        self._waiting = 0
-        return pieces
+    def _take(self, texts: Sequence[_Text], now: float) -> list[Output]:
+        for text in texts:
+            del self._texts[text]
+            self._waiting -= len(text.waiting) + _PIECE
+        return [piece for text in texts if (piece := text.take(now)).text]
 
     def _drain(self) -> bool:
         if self._closed:
@@ -265,10 +270,10 @@ class Outlet:
             data, is_more = pipe.read()
             more |= is_more
             if data:
-                self._take(pipe, data)
+                self._read(pipe, data)
         return more
 
-    def _take(self, pipe: _Pipe, data: bytes) -> None:
+    def _read(self, pipe: _Pipe, data: bytes) -> None:
         note = None
         for text, next_note in pipe.parts(data):
             if text:
@@ -284,43 +289,48 @@ class Outlet:
 
     def _turn(self, pipe: _Pipe, note: bytes) -> None:
         place, task_id, at = json.loads(note)
-        self._add(pipe, b"", last=True)
-        pipe.text = _Text(task_id)
+        self._finish(pipe)
+        pipe.text = _Text(task_id, pipe.stream)
         if pipe.stream == "stderr":
-            self._tail = ""
+            self._tail = b""
         if self._running is None or place > self._running.place:
             self._running = Running(place, task_id, at, time.monotonic())
 
-    def _add(self, pipe: _Pipe, data: bytes, *, last: bool = False) -> None:
-        if pipe.text is None:
-            return
-        start, text = pipe.text.decode(data, last=last)
-        if not text:
+    def _finish(self, pipe: _Pipe) -> None:
+        text, pipe.text = pipe.text, None
+        if text is not None:
+            text.has_ended = True
+            if not text.is_empty():
+                # Perhaps in the midst of a character, of which the bytes will be shown.
+                self._wait(text)
+
+    def _add(self, pipe: _Pipe, data: bytes) -> None:
+        text = pipe.text
+        if text is None or not data:
             return
         if pipe.stream == "stderr":
-            self._tail = (self._tail + text)[-TAIL_CHARACTERS:]
-        self._keep(_Piece(pipe.text.task_id, pipe.stream, start, text))
+            # A character has four bytes at most.
+            self._tail = (self._tail + data[-4 * TAIL_CHARACTERS :])[-4 * TAIL_CHARACTERS :]
+        self._wait(text)
+        text.waiting += data
+        self._waiting += len(data)
+        if len(text.waiting) > 2 * _KEPT_BYTES:
+            self._lose(text, len(text.waiting) - _KEPT_BYTES)
+        while self._waiting > _MOST_WAITING:
+            oldest = next(iter(self._texts))
+            self._lose(oldest, len(oldest.waiting))
+            del self._texts[oldest]
+            self._waiting -= _PIECE
 
-    def _keep(self, piece: _Piece) -> None:
-        self._waiting += len(piece.text)
-        last = self._pieces[-1] if self._pieces else None
-        if (
-            last is not None
-            and (last.task_id, last.stream) == (piece.task_id, piece.stream)
-            and last.start + len(last.text) == piece.start
-        ):
-            last.text += piece.text
-        else:
-            self._pieces.append(piece)
-        while self._waiting + _PIECE * len(self._pieces) > _MOST_WAITING:
-            first = self._pieces[0]
-            surplus = self._waiting + _PIECE * len(self._pieces) - _MOST_WAITING
-            if surplus < len(first.text):
-                first.cut(surplus)
-                self._waiting -= surplus
-                return
-            self._waiting -= len(first.text)
-            self._pieces.popleft()
+    def _wait(self, text: _Text) -> None:
+        if text not in self._texts:
+            self._texts[text] = None
+            self._waiting += _PIECE
+
+    def _lose(self, text: _Text, count: int) -> None:
+        before = len(text.waiting)
+        text.lose(count)
+        self._waiting -= before - len(text.waiting)
 
 
 class Listener:
@@ -358,7 +368,7 @@ class Listener:
 
     def hurry(self, outlet: Outlet) -> None:
         """Its worker has ended a call: if it has printed something, that should not come long after its result."""
-        if outlet.due() is not None:
+        if outlet.has_printed():
             self._on_news()
             self._bell.ring()
 
@@ -392,14 +402,16 @@ class Listener:
             is_more |= outlet.drain()
         now = time.monotonic()
         with self._lock:
-            if any(outlet.has_news(now) for outlet in self._outlets):
-                self._on_news()
+            outlets = list(self._outlets)
+        if any(outlet.is_untold(before=now - ROUND_S) or (outlet.due() or _NEVER) <= now for outlet in outlets):
+            self._on_news()
         return _SOON_S if is_more else ROUND_S
 
     def _patience_s(self) -> float | None:
         """How long to wait for something to read; None is for ever."""
         with self._lock:
-            if any(outlet.is_untold() for outlet in self._outlets):
-                return ROUND_S
-            dues = [due for outlet in self._outlets if (due := outlet.due()) is not None]
+            outlets = list(self._outlets)
+        if any(outlet.is_untold() for outlet in outlets):
+            return ROUND_S
+        dues = [due for outlet in outlets if (due := outlet.due()) is not None]
         return max(0.0, min(dues) - time.monotonic()) if dues else None

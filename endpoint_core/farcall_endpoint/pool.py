@@ -11,7 +11,7 @@ import pickle
 import platform
 import queue
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class Pool(parsl_pool.Manager):  # type: ignore[misc]  # Parsl brings no types
         self._crew.processes = procs
         while not self._stop_event.wait(self.heartbeat_period):
             self._crew.look_after()
+            self._crew.reap_orphans()
         self._crew.close()
         if self._line is not None:
             self._line.close()
@@ -114,8 +115,9 @@ class Pool(parsl_pool.Manager):  # type: ignore[misc]  # Parsl brings no types
 def _work(end: WorkerEnd, **options: Any) -> None:
     """The life of a worker."""
     # Here, since the manager has no need of it; and now, since the first task would have to wait for it.
-    from . import worker  # noqa: F401
-
+    # Where that cannot be imported, each task says so.
+    with suppress(ImportError):
+        from . import worker  # noqa: F401
     end.settle()
     parsl_pool.worker(task_queue=end, result_queue=end, **options)
 

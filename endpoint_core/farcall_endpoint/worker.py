@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from farcall import __version__
-from farcall.errors import ConfigurationError, DeserializationError, FarcallError, MaxResultSizeExceeded
+from farcall.errors import DeserializationError, FarcallError, MaxResultSizeExceeded
 from farcall.serialize import Serializer, deserialize, deserialize_function, serialize_exception
 from farcall.wire import (
     EXECUTION_END,
@@ -36,7 +36,7 @@ from farcall.wire import (
 
 from . import streams
 from .calls import Outcome, Setting, read_call, write_outcome
-from .guards import TaskTimeout, time_limit
+from .guards import TaskTimeout, node_timeout_s, time_limit
 
 #: Loaded functions that a worker keeps.
 MOST_FUNCTIONS = 100
@@ -158,13 +158,7 @@ def _timeout_s(task: BatchedTask, setting: Setting) -> float | None:
         return float(own)
     if setting.task_timeout_s is not None:
         return setting.task_timeout_s
-    text = os.environ.get("GC_TASK_TIMEOUT")
-    if not text:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigurationError(f"GC_TASK_TIMEOUT on this node is {text!r}, not a number of seconds") from None
+    return node_timeout_s()
 
 
 def _end_children(task_id: str) -> None:

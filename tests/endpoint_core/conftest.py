@@ -22,6 +22,8 @@ from farcall.wire import (
     Command,
     FunctionCode,
     Message,
+    Output,
+    OutputBatch,
     Result,
     ResultBatch,
     StatusReport,
@@ -30,6 +32,7 @@ from farcall.wire import (
     encode,
     pack_buffers,
 )
+from farcall_endpoint.output import OutputStore
 
 PASSWORD = "secret"
 PATIENCE_S = 60
@@ -45,6 +48,10 @@ class StandIn:
         self.registrations: list[tuple[str, str, dict[str, Any]]] = []
         #: What to answer instead: a status and an error document.
         self.refusal: tuple[int, dict[str, Any]] | None = None
+        #: Tasks that were cancelled, until the agent says that it knows.
+        self.cancelled: list[str] = []
+        self.confirmed: list[str] = []
+        self.printed: list[Output] = []
         self.endpoint_id = "3e0a4d5c-0b4b-4b4c-8e5a-000000000001"
         self.results: dict[str, Result] = {}
         self.deliveries: list[str] = []
@@ -83,6 +90,11 @@ class StandIn:
         code = FunctionCode(pack_buffers([PureSourceTextInspect().serialize(function)]))
         self.send(f"{self.endpoint_id}.tasks", TaskBatch({function_id: code}, tasks))
         return [task.task_id for task in tasks]
+
+    def cancel(self, *task_ids: str) -> None:
+        with self._news:
+            self.cancelled += task_ids
+        self.command(Command("cancel"))
 
     def command(self, command: Command) -> None:
         self.send(f"{self.endpoint_id}.commands", command)
@@ -149,6 +161,8 @@ class StandIn:
                 self.results.update((result.task_id, result) for result in decoded.results)
             elif isinstance(decoded, StatusReport):
                 self.reports.append(decoded)
+            elif isinstance(decoded, OutputBatch):
+                self.printed += decoded.pieces
             self._news.notify_all()
 
     def _answer(self) -> dict[str, Any]:
@@ -172,10 +186,24 @@ class StandIn:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def register(self) -> None:
+            def do_GET(self) -> None:
+                self.answer(200, {"task_ids": list(stand_in.cancelled)})
+
+            def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if self.path.endswith("/cancellations"):
+                    with stand_in._news:
+                        stand_in.cancelled = [each for each in stand_in.cancelled if each not in body["task_ids"]]
+                        stand_in.confirmed += body["task_ids"]
+                        stand_in._news.notify_all()
+                    self.answer(200, {"result": len(body["task_ids"])})
+                    return
                 stand_in.registrations.append((self.command, self.path, body))
-                status, answer = stand_in.refusal or (200, stand_in._answer())
+                self.answer(*(stand_in.refusal or (200, stand_in._answer())))
+
+            do_PUT = do_POST
+
+            def answer(self, status: int, answer: dict[str, Any]) -> None:
                 text = json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
@@ -183,12 +211,17 @@ class StandIn:
                 self.end_headers()
                 self.wfile.write(text)
 
-            do_POST = do_PUT = register
-
             def log_message(self, format: str, *arguments: Any) -> None:
                 """The test's output is for the test."""
 
         return Handler
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Iterator[OutputStore]:
+    store = OutputStore(tmp_path / "output.sqlite")
+    yield store
+    store.close()
 
 
 @pytest.fixture(scope="session")

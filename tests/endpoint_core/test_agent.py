@@ -16,7 +16,7 @@ import pytest
 
 from farcall.errors import Conflict
 from farcall.serialize import deserialize
-from farcall.wire import Command, TaskState
+from farcall.wire import Command, Transition
 from farcall_endpoint import agent as agent_module
 from farcall_endpoint.agent import Agent
 from farcall_endpoint.config import EndpointConfig, EngineConfig
@@ -322,7 +322,7 @@ def test_under_steady_work_the_journal_is_tidied_up_and_a_task_that_the_engine_l
     monkeypatch.setattr(agent_module, "TICK_S", 0.05)
     monkeypatch.setattr(agent_module, "HOUSEKEEPING_PERIOD_S", 0.2)
     # There is something to report at every look.
-    monkeypatch.setattr(Engine, "changes", lambda engine, **options: {"some-task": TaskState.RUNNING})
+    monkeypatch.setattr(Engine, "news", lambda engine, **options: {"some-task": [Transition(1, "running", "endpoint")]})
     running = InThread(EndpointConfig("ep", directory, engine=EngineConfig(max_workers_per_node=1)))
     try:
         assert running.ready.wait(30)

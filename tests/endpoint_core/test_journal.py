@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from farcall.wire import BatchedTask, FunctionCode, TaskBatch
-from farcall_endpoint.journal import Journal, JournalError
+from farcall_endpoint.attempts import Attempt
+from farcall_endpoint.journal import Journal, JournalError, Unfinished
 
 
 def batch_of(*task_ids: str, payload: str = "payload") -> TaskBatch:
@@ -30,13 +31,20 @@ def test_what_was_accepted_and_not_finished_is_there_after_a_restart(path: Path)
     with_options = BatchedTask("b", "g", "payload", {"result_serializers": ["x.JSONData"]})
     journal.accept(batch_of("a"))
     journal.accept(TaskBatch({"g": FunctionCode("other code")}, [with_options]))
-    journal.lost(["b"])
+    journal.attempted([Attempt("b", 5, "attempt 1 of 3 ended: \u2028\nit \ud800 burned"), Attempt("b", 6, "no", False)])
     journal.close()
 
     functions, tasks = Journal(path).unfinished()
 
     assert functions == {"f": FunctionCode("code", "3.11.7"), "g": FunctionCode("other code", None)}
-    assert [(each.task, each.attempts) for each in tasks] == [(BatchedTask("a", "f", "payload"), 0), (with_options, 1)]
+    assert tasks == [
+        Unfinished(BatchedTask("a", "f", "payload")),
+        Unfinished(
+            with_options,
+            1,
+            (Attempt("b", 5, "attempt 1 of 3 ended: \u2028\nit \ud800 burned"), Attempt("b", 6, "no", False)),
+        ),
+    ]
 
 
 def test_a_result_is_kept_until_it_is_sent(path: Path) -> None:
@@ -60,7 +68,7 @@ def test_a_task_that_is_held_is_not_accepted_twice(path: Path) -> None:
 
     again = journal.accept(batch_of("a", "b", "b"))
 
-    assert [task.task_id for task in again] == ["b"]
+    assert [each.task.task_id for each in again] == ["b"]
 
 
 def test_a_task_whose_result_was_sent_is_answered_again_and_not_run_again(path: Path) -> None:
@@ -105,7 +113,7 @@ def test_old_results_are_forgotten_and_with_them_functions_that_nobody_needs(pat
     young, old = journal.purge(keep_s=60), journal.purge(keep_s=0)
 
     assert (young, old) == (0, 1)
-    assert [task.task_id for task in journal.accept(batch_of("a"))] == ["a"]
+    assert [each.task.task_id for each in journal.accept(batch_of("a"))] == ["a"]
     assert journal.unfinished()[0] == {"f": FunctionCode("code", "3.11.7")}
 
 
@@ -156,7 +164,7 @@ def test_a_payload_with_lone_surrogates_is_kept_as_it_is(path: Path) -> None:
 def test_a_damaged_file_is_refused_with_advice_and_left_alone(path: Path) -> None:
     path.write_bytes(b"this is no database, it only lies where one should be" * 100)
 
-    with pytest.raises(JournalError, match=r"is damaged .* Move the file away and start again"):
+    with pytest.raises(JournalError, match=r"is damaged .* Move it away, with the files beside it"):
         Journal(path)
 
     assert path.read_bytes().startswith(b"this is no database")

@@ -12,7 +12,7 @@ import amqp
 import pytest
 from kombu import Connection, Exchange, Producer, Queue
 from running import running_endpoint, running_service
-from servers import PrivateRabbitMQ, needs, private_rabbitmq
+from servers import PrivateRabbitMQ
 
 from farcall import Client, Executor
 from farcall.errors import ConfigurationError
@@ -24,11 +24,10 @@ from farcall_webservice.management import Management, ManagementError
 from farcall_webservice.waiting import Waiting
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbitMQ]:
-    needs("rabbitmq")
-    with private_rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as server:
-        yield server
+@pytest.fixture
+def broker(rabbitmq: PrivateRabbitMQ) -> PrivateRabbitMQ:
+    """The accounts that these tests make are in nobody's way."""
+    return rabbitmq
 
 
 @pytest.fixture

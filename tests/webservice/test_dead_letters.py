@@ -65,6 +65,21 @@ def test_neither_queue_takes_a_message_of_nobody(loop: Loop) -> None:
     }
 
 
+def test_the_result_of_what_is_no_task_of_its_sender_is_set_aside_alone(loop: Loop) -> None:
+    endpoint_id, thief = (loop.add_endpoint(accepts=["task_batch"]) for _ in range(2))
+    own, others, unknown = loop.submit(thief).tasks[FUNCTION][0], loop.submit(endpoint_id).tasks[FUNCTION][0], "no id"
+    results = [wire.Result(task_id, "value", task_statuses=[]) for task_id in (own, others, unknown)]
+
+    loop.say(thief, queues.RESULTS, wire.encode(wire.ResultBatch(results)))
+
+    assert {letter.reason: wire.decode(letter.body) for letter in letters_about(loop, 2)} == {
+        f"task {others} is not a task of this endpoint": results[1],
+        "there is no task no id": results[2],
+    }
+    assert loop.state_of(own) == "success"
+    assert loop.state_of(others) != "success"
+
+
 def test_what_the_database_refuses_is_set_aside_beside_its_failure(loop: Loop) -> None:
     endpoint_id = loop.add_endpoint(accepts=["task_batch"])
     (task_id,) = loop.submit(endpoint_id).tasks[FUNCTION]

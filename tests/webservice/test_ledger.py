@@ -362,15 +362,45 @@ def test_tasks_are_listed_newest_first_in_pages_and_by_any_filter(ledger: Ledger
     ledger.record_results(ENDPOINT, [Result(failed, "trace", error_details=ErrorDetails("RemoteExecutionError", "no"))])
 
     first_page = ledger.list_tasks(OWNER, TaskFilter(), before=None, limit=4)
-    second_page = ledger.list_tasks(OWNER, TaskFilter(), before=first_page[-1].seq, limit=4)
+    second_page = ledger.list_tasks(OWNER, TaskFilter(), before=first_page.next, limit=4)
 
-    assert [row.id for row in (*first_page, *second_page)] == [failed, *reversed(ids)]
+    assert [row.id for row in (*first_page.rows, *second_page.rows)] == [failed, *reversed(ids)]
     only = {
         "state": TaskFilter(state=TaskState.FAILED),
         "function": TaskFilter(function_id=OTHER_FUNCTION),
-        "time": TaskFilter(created_after=first_page[1].created_at),
+        "time": TaskFilter(created_after=first_page.rows[1].created_at),
     }
     for wanted in only.values():
-        assert [row.id for row in ledger.list_tasks(OWNER, wanted, before=None, limit=9)] == [failed]
-    assert ledger.list_tasks(str(uuid.uuid4()), TaskFilter(), before=None, limit=9) == []
-    assert ledger.list_tasks(OWNER, TaskFilter(created_before=1.0), before=None, limit=9) == []
+        assert [row.id for row in ledger.list_tasks(OWNER, wanted, before=None, limit=9).rows] == [failed]
+    assert ledger.list_tasks(str(uuid.uuid4()), TaskFilter(), before=None, limit=9).rows == []
+    assert ledger.list_tasks(OWNER, TaskFilter(created_before=1.0), before=None, limit=9).rows == []
+
+
+def test_a_listing_looks_through_so_many_tasks_and_says_where_to_go_on(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farcall_webservice.ledger.reading.LOOKED_THROUGH", 3)
+    (oldest, *_) = submit(ledger, 7).tasks[FUNCTION]
+    ledger.record_results(None, [Result(oldest, "no", error_details=ErrorDetails("X", "no"))])
+    wanted, pages = TaskFilter(state=TaskState.FAILED), []
+
+    page = ledger.list_tasks(OWNER, wanted, before=None, limit=2)
+    while page.next is not None:
+        pages.append(page)
+        page = ledger.list_tasks(OWNER, wanted, before=page.next, limit=2)
+
+    assert [len(each.rows) for each in pages] == [0, 0]
+    assert [row.id for row in page.rows] == [oldest]
+
+
+def test_of_very_many_unfinished_tasks_those_held_back_are_counted_by_submission(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farcall_webservice.ledger.reading.COUNTED", 4)
+    first = submit(ledger, 2)
+    ledger.mark_dispatched([first.request_id])
+    held = submit(ledger, 3)
+    ledger.hold_back([held.request_id])
+    submit(ledger, 4)
+
+    assert ledger.count_unfinished(ENDPOINT) == 9

@@ -141,6 +141,8 @@ def _tell(cancelled: Cancelled) -> None:
     own.tell(cancelled.groups)
     for agent_id in cancelled.agents:
         own.dispatcher.command(agent_id, Command("cancel"))
+        # What was cancelled makes room for what is held back.
+        own.dispatcher.heed(agent_id, held=False)
 
 
 def _cancel(task_ids: list[str]) -> dict[str, dict[str, Any]]:

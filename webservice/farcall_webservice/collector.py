@@ -45,6 +45,7 @@ LONE_RESULT_BYTES = 2000
 class _Round:
     """What one round has received, by sender, and what of it is of no use."""
 
+    output: dict[str, list[wire.Output]] = field(default_factory=lambda: defaultdict(list))
     results: dict[str, list[wire.Result]] = field(default_factory=lambda: defaultdict(list))
     reports: dict[str, list[wire.StatusReport]] = field(default_factory=lambda: defaultdict(list))
     letters: list[Letter] = field(default_factory=list)
@@ -66,6 +67,8 @@ class _Round:
             self.results[sender].append(content)
         elif isinstance(content, wire.ResultBatch):
             self.results[sender].extend(content.results)
+        elif isinstance(content, wire.OutputBatch):
+            self.output[sender].extend(content.pieces)
         elif isinstance(content, wire.StatusReport) and content.endpoint_id == sender:
             self.reports[sender].append(content)
         elif isinstance(content, wire.StatusReport):
@@ -171,6 +174,9 @@ class Collector:
         received = _Round()
         for message in messages:
             received.add(message)
+        # Before the results: who reads what a task prints is told that this is all once it has ended.
+        for sender, pieces in received.output.items():
+            self._record_output(sender, pieces, received)
         for sender, results in received.results.items():
             self._record_results(sender, results, received)
         for sender, reports in received.reports.items():
@@ -179,8 +185,9 @@ class Collector:
             dead_letters.file(self._broker_url, received.letters)
 
     def _record_results(self, sender: str, results: Sequence[wire.Result], received: _Round) -> None:
+        refused: dict[str, str] = {}
         try:
-            self._tell(self._ledger.record_results(sender, results))
+            self._tell(self._ledger.record_results(sender, results, refused=refused))
             self._dispatcher.heed(sender, held=False)
         except UNAVAILABLE:
             # The database cannot be used now. All of it will come again.
@@ -192,6 +199,10 @@ class Collector:
                     self._record_results(sender, [result], received)
                 return
             self._give_up(sender, results[0], error, received)
+            return
+        for result in results if refused else ():
+            if result.task_id in refused:
+                received.set_aside(wire.encode(result), refused[result.task_id], queues.RESULTS.name, sender)
 
     def _give_up(self, sender: str, result: wire.Result, error: Exception, received: _Round) -> None:
         """Fail the task of a result that cannot be written, and set the result aside."""
@@ -207,6 +218,16 @@ class Collector:
             raise
         except Exception:
             log.exception("nor can it be written that task %s has failed", result.task_id)
+
+    def _record_output(self, sender: str, pieces: Sequence[wire.Output], received: _Round) -> None:
+        try:
+            self._waiting.wake(self._ledger.record_output(sender, pieces))
+        except UNAVAILABLE:
+            raise
+        except Exception as error:
+            log.exception("what tasks of endpoint %s have printed cannot be kept", sender)
+            reason = f"this output cannot be kept: {cause_of(error)}"
+            received.set_aside(wire.encode(wire.OutputBatch(pieces)), reason, queues.RESULTS.name, sender)
 
     def _note_reports(self, sender: str, reports: Sequence[wire.StatusReport], received: _Round) -> None:
         try:

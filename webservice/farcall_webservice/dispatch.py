@@ -126,7 +126,7 @@ class Dispatcher:
             self._keep(list(outgoing))
             self._changed.notify()
 
-    def heed(self, runner_id: str, *, held: bool = True) -> None:
+    def heed(self, runner_id: str, *, held: bool) -> None:
         """There is news of an endpoint for which something may be held back: see soon whether it may go out.
 
         ``held`` says that something is.
@@ -206,10 +206,8 @@ class Dispatcher:
             if self._backlog and not outgoing:
                 self._mark()
                 outgoing = self._take_backlog()
-            outgoing = self._window.admit(outgoing)
-            if self._window.next_due() <= time.monotonic():
-                self._mark()
-                outgoing += self._window.let_go()
+            released = self._let_go_if_due()
+            outgoing = [*released, *self._window.admit(outgoing)]
             if outgoing and self._careful:
                 self._publisher = self._one_by_one.publish(connection, self._publisher, outgoing)
                 self._careful = False
@@ -227,6 +225,12 @@ class Dispatcher:
                 self._mark()
             if self._stopping and not outgoing and not commands and not news:
                 return
+
+    def _let_go_if_due(self) -> list[Outgoing]:
+        if self._window.next_due() > time.monotonic():
+            return []
+        self._mark()
+        return list(self._window.let_go())
 
     def _sweep_if_due(self) -> None:
         now = time.monotonic()
@@ -270,6 +274,7 @@ class Dispatcher:
         if self._unmarked:
             self._ledger.mark_dispatched(self._unmarked)
             self._unmarked = []
+        self._window.marked()
 
     def _keep(self, outgoing: Sequence[Outgoing]) -> None:
         self._outgoing += outgoing

@@ -268,6 +268,7 @@ class Submission(Base):
     claimed_until: Mapped[float | None] = mapped_column(Seconds)
     #: Not null while it is held back, because enough waits on the endpoint's queue. See `ledger.holding`.
     held_at: Mapped[float | None] = mapped_column(Seconds)
+    task_count: Mapped[int | None] = mapped_column(Integer)
 
     __table_args__ = (
         UniqueConstraint("owner_id", "idempotency_key"),

@@ -79,6 +79,10 @@ class LimitsAnswer(Schema):
     max_request_bytes = fields.Integer(required=True, metadata=_said("Of a whole request's body."))
     max_batch_tasks = fields.Integer(required=True, metadata=_said("Tasks in one request."))
     max_wait_s = fields.Float(required=True, metadata=_said("The longest that a request is held for news."))
+    result_lifetime_s = fields.Integer(required=True, metadata=_said("How long a task is kept after its end."))
+    task_lifetime_s = fields.Integer(
+        required=True, metadata=_said("A task that nothing is heard of for so long is given up, and has failed.")
+    )
     max_log_characters = fields.Integer(
         required=True, metadata=_said("Of what a task prints, the last so many are kept of each stream.")
     )
@@ -433,8 +437,12 @@ class TasksQuery(PageQuery):
 
 
 class TasksAnswer(Schema):
-    tasks = fields.List(fields.Nested(TaskSummary), required=True)
-    next = fields.String(required=True, allow_none=True)
+    tasks = fields.List(
+        fields.Nested(TaskSummary),
+        required=True,
+        metadata=_said("There may be fewer than `limit`, or none, although there is a next page."),
+    )
+    next = fields.String(required=True, allow_none=True, metadata=_said("What to ask for next, as `after`."))
 
 
 class CancelAnswer(Schema):

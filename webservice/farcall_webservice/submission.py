@@ -16,7 +16,7 @@ from farcall_webservice.config import ServiceConfig
 from farcall_webservice.errors import ApiError
 from farcall_webservice.extensions import services
 from farcall_webservice.ids import new_id
-from farcall_webservice.ledger import GroupExists, KeyReused, Receipt, Request
+from farcall_webservice.ledger import GroupExists, KeyReused, Receipt, Request, UnknownGroup
 
 Payloads = Mapping[str, Sequence[str]]
 
@@ -93,6 +93,8 @@ def submit_to_many(
         # Another request with the same new id was quicker.
         access.check_task_group(own.ledger, caller, group_id)
         receipts = own.ledger.submit_together(requests, group_id, is_new=False)
+    except UnknownGroup as error:
+        raise access.unknown_group(group_id) from error
     for request, receipt in zip(requests, receipts, strict=True):
         _send(receipt, request.runner_id)
     return receipts
@@ -192,6 +194,8 @@ def _write(
             "RESOURCE_CONFLICT",
             f"Idempotency-Key {idempotency_key!r} was used for a different request: use a new key",
         ) from error
+    except UnknownGroup as error:
+        raise access.unknown_group(str(error)) from error
     _send(receipt, runner_id or endpoint_id)
     return receipt
 
@@ -199,7 +203,7 @@ def _write(
 def _send(receipt: Receipt, runner_id: str) -> None:
     own = services()
     if receipt.is_held:
-        own.dispatcher.heed(runner_id)
+        own.dispatcher.heed(runner_id, held=True)
     own.dispatcher.send(receipt.outgoing)
     # A deletion may have come between the check and the commit; its sweep has missed these tasks then.
     if registration.is_deleted(own, receipt.endpoint_id):

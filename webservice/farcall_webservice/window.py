@@ -58,6 +58,8 @@ class Window:
         self._catalogue = catalogue
         self._alone = alone
         self._rooms: OrderedDict[str, _Room] = OrderedDict()
+        #: Tasks and size of what was admitted and is not marked in the ledger yet.
+        self._unmarked: dict[str, tuple[int, int]] = {}
         self._lock = threading.Lock()
         #: Endpoints for which something is held back, as far as this process knows.
         self._held: set[str] = set()
@@ -96,8 +98,17 @@ class Window:
             self._measure(batch.runner_id, room)
             if not room.is_left:
                 return False
-        room.take(batch)
+        self._take(batch)
         return True
+
+    def _take(self, batch: Outgoing) -> None:
+        self._room(batch.runner_id).take(batch)
+        tasks, size = self._unmarked.get(batch.runner_id, (0, 0))
+        self._unmarked[batch.runner_id] = (tasks + len(batch.tasks), size + batch.characters)
+
+    def marked(self) -> None:
+        """What was admitted has been published, and marked in the ledger."""
+        self._unmarked.clear()
 
     def _room(self, runner_id: str) -> _Room:
         room = self._rooms.get(runner_id)
@@ -116,8 +127,10 @@ class Window:
             room.tasks = 0
         else:
             there = self._ledger.on_queue(runner_id, at_most=WINDOW.tasks)
+            tasks, size = self._unmarked.get(runner_id, (0, 0))
             # Others may be publishing too.
-            room.tasks, room.size = (WINDOW.tasks - there.tasks) // 2, (WINDOW.size - there.size) // 2
+            room.tasks = (WINDOW.tasks - there.tasks - tasks) // 2
+            room.size = (WINDOW.size - there.size - size) // 2
             if room.tasks < UNASKED.tasks // 2:
                 room.tasks = 0
 
@@ -175,6 +188,8 @@ class Window:
         if batches is None:
             self.heed(endpoint_id, held=True)
             return ()
+        for batch in batches:
+            self._take(batch)
         if batches:
             # It may have been only the first of many small ones: to be seen when these are published.
             with self._lock:

@@ -7,10 +7,9 @@ carries tasks out after their rows are committed, `collector` brings results in.
 from __future__ import annotations
 
 from farcall_webservice.ledger.book import CLAIM_S, IDS_PER_QUERY
-from farcall_webservice.ledger.cancelling import Cancelling
 from farcall_webservice.ledger.collecting import Collecting
-from farcall_webservice.ledger.holding import Holding
 from farcall_webservice.ledger.printing import Printing
+from farcall_webservice.ledger.removing import Removing
 from farcall_webservice.ledger.submitting import Submitting
 from farcall_webservice.ledger.values import (
     Cancelled,
@@ -23,6 +22,7 @@ from farcall_webservice.ledger.values import (
     Request,
     TaskFilter,
     Unaccounted,
+    UnknownGroup,
 )
 
 __all__ = [
@@ -39,8 +39,9 @@ __all__ = [
     "Request",
     "TaskFilter",
     "Unaccounted",
+    "UnknownGroup",
 ]
 
 
-class Ledger(Submitting, Holding, Collecting, Cancelling, Printing):
+class Ledger(Submitting, Removing, Collecting, Printing):
     """Tasks and their groups, over one database. Each process has one; what it writes, its dispatcher publishes."""

@@ -43,12 +43,7 @@ class Book:
         rows: list[Row[Any]] = []
         for some in in_parts(sorted(task_ids)):
             rows += connection.execute(query, {"ids": some})
-        if runner_id is None:
-            return rows
-        for row in rows:
-            if row.runner_id != runner_id:
-                log.warning("endpoint %s sent a result of task %s, which is not its task", runner_id, row.id)
-        return [row for row in rows if row.runner_id == runner_id]
+        return rows if runner_id is None else [row for row in rows if row.runner_id == runner_id]
 
 
 def in_parts(ids: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -56,6 +51,6 @@ def in_parts(ids: Sequence[str]) -> Iterator[Sequence[str]]:
         yield ids[start : start + IDS_PER_QUERY]
 
 
-_UNFINISHED = select(task.id, task.task_group_id, task.runner_id).where(task.id.in_(IDS), IS_UNFINISHED)
+_UNFINISHED = select(task.id, task.task_group_id, task.runner_id, task.state).where(task.id.in_(IDS), IS_UNFINISHED)
 #: For databases in which several may write at a time; always in the same order, so that none waits in a circle.
 _UNFINISHED_LOCKED = _UNFINISHED.order_by(task.id).with_for_update()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, bindparam, select, update
+from sqlalchemy import Connection, Row, bindparam, select, update
 
 from farcall.wire import EXECUTION_START, ErrorDetails, Result, TaskState, Transition
 from farcall_webservice.fields import uuid_text
@@ -20,17 +20,22 @@ from farcall_webservice.ledger.values import REPORTABLE_STATES
 class Collecting(Ending):
     """See the module."""
 
-    def record_results(self, runner_id: str | None, results: Sequence[Result]) -> set[str]:
+    def record_results(
+        self, runner_id: str | None, results: Sequence[Result], *, refused: dict[str, str] | None = None
+    ) -> set[str]:
         """Write how tasks ended; the first result of a task wins. Returns the groups that have news.
 
-        ``runner_id`` is who sent them: a result of another one's task is refused, and logged. None = the service
-        itself.
+        ``runner_id`` is who sent them: of results of what is no task of its, ``refused`` is told why they are not
+        written, by the task's id as it was sent. None = the service itself.
         """
         first = {known: result for result in reversed(results) if (known := uuid_text(result.task_id)) is not None}
         with self._database.writing() as connection:
             rows = self._unfinished(connection, first, runner_id)
+            if refused is not None:
+                unwritten = {result.task_id for result in results}.difference(row.id for row in rows)
+                refused.update(_strange(connection, unwritten, runner_id))
             now = time.time()
-            return self._end(connection, rows, lambda task_id: _ending(first[task_id], now))
+            return self._end(connection, rows, lambda row: _ending(first[row.id], row.state, now))
 
     def record_states(self, runner_id: str, statuses: Mapping[str, Sequence[Transition]]) -> None:
         """Write what an agent says of its tasks: the latest transition of each that has not ended."""
@@ -63,6 +68,22 @@ class Collecting(Ending):
             groups |= self.record_results(None, failures)
 
 
+def _strange(connection: Connection, said_ids: Collection[str], runner_id: str | None) -> dict[str, str]:
+    """Why these, some of which may have ended long ago, are no tasks of a runner."""
+    runners: dict[str, str] = {}
+    known = {said_id: task_id for said_id in said_ids if (task_id := uuid_text(said_id)) is not None}
+    for some in in_parts(sorted(known.values())):
+        runners.update({row.id: row.runner_id for row in connection.execute(_RUNNERS, {"ids": some})})
+    strange = {}
+    for said_id in said_ids:
+        its_runner = runners.get(known.get(said_id, ""))
+        if its_runner is None:
+            strange[said_id] = f"there is no task {said_id}"
+        elif runner_id not in (its_runner, None):
+            strange[said_id] = f"task {said_id} is not a task of this endpoint"
+    return strange
+
+
 def _move(row: Row[Any], transitions: Sequence[Transition], now: float) -> dict[str, Any] | None:
     """The change that follows from what an agent says of a task, in order of time; None if it is known already."""
     known = set(row.history.splitlines(keepends=True))
@@ -79,9 +100,12 @@ def _move(row: Row[Any], transitions: Sequence[Transition], now: float) -> dict[
     return {"of": row.id, "to": to, "lines": "".join(new) if has_room else "", "now": now}
 
 
-def _ending(result: Result, now: float) -> dict[str, Any]:
+def _ending(result: Result, state: str, now: float) -> dict[str, Any]:
     error = result.error_details
-    started = [line(TaskState.RUNNING, t.timestamp / 1e9) for t in result.task_statuses if t.state == EXECUTION_START]
+    earlier = lines_of(result.task_statuses)
+    if TaskState.RUNNING not in {state, *(t.state for t in result.task_statuses)}:
+        starts = [t.timestamp / 1e9 for t in result.task_statuses if t.state == EXECUTION_START]
+        earlier += [line(TaskState.RUNNING, at) for at in starts]
     details = dict(result.details) if result.details is not None else None
     if details is not None and result.task_statuses:
         details["task_transitions"] = {
@@ -91,13 +115,14 @@ def _ending(result: Result, now: float) -> dict[str, Any]:
         TaskState.SUCCESS if error is None else TaskState.FAILED,
         now,
         result.data,
-        earlier="".join([*lines_of(result.task_statuses), *started]),
+        earlier="".join(earlier),
         code=None if error is None else error.code,
         exception_object=result.exception_object,
         details=details,
     )
 
 
+_RUNNERS = select(task.id, task.runner_id).where(task.id.in_(IDS))
 _TOLD = select(task.id, task.state, task.history).where(task.id.in_(IDS), *OF_RUNNER)
 #: Like _UNFINISHED_LOCKED.
 _TOLD_LOCKED = _TOLD.order_by(task.id).with_for_update()

@@ -14,6 +14,19 @@ from farcall_webservice.ledger.history import line
 from farcall_webservice.ledger.tables import IDS, IS_UNFINISHED, OF_RUNNER, SUBMISSIONS, TASKS, submission, task
 from farcall_webservice.ledger.values import REPORTABLE_STATES, Outgoing, Unaccounted
 
+#: What was sent so often, and each time lost before it had ended, is not sent again.
+MOST_SENDS = 10
+NEVER_ARRIVED = (
+    f"This task was sent to its endpoint {MOST_SENDS} times, and lost each time before it had ended: its agent, or the "
+    "broker, loses what it is sent. Look into the agent's log, and submit the task again"
+)
+NOT_TWICE = (
+    "The endpoint has lost this task when it may have been started already, and with max_retries 0 it is not started "
+    "twice"
+)
+#: An agent that says this of a task has handed it to its engine.
+_MAY_HAVE_STARTED = frozenset({TaskState.WAITING_FOR_LAUNCH, TaskState.RUNNING})
+
 
 class Dispatching(Book):
     """See the module."""
@@ -89,6 +102,21 @@ class Dispatching(Book):
         with self._database.reading() as connection:
             return list(connection.execute(_OWNERS_OF_RUNNER, {"runner": runner_id}).scalars())
 
+    def hopeless(self, task_ids: Iterable[str], *, were_taken: bool) -> dict[str, str]:
+        """Those of these lost tasks that must not be sent again, and why.
+
+        ``were_taken`` says that whoever had them may have started every one of them, even if it has not said so.
+        """
+        reasons: dict[str, str] = {}
+        with self._database.reading() as connection:
+            for some in in_parts(sorted(task_ids)):
+                for row in connection.execute(_LOST, {"ids": some}):
+                    if (row.options or {}).get("max_retries") == 0 and (were_taken or row.state in _MAY_HAVE_STARTED):
+                        reasons[row.id] = NOT_TWICE
+                    elif row.history.count(f"{TaskState.WAITING_FOR_EP} ") >= MOST_SENDS:
+                        reasons[row.id] = NEVER_ARRIVED
+        return reasons
+
     def resend(self, task_ids: Sequence[str], *, as_lost: bool = True) -> list[Outgoing]:
         """Return tasks that go out once more; those that have ended meanwhile are left out.
 
@@ -116,6 +144,11 @@ def outgoing(connection: Connection, ids: Sequence[str], *, of_submissions: bool
     return list(batches.values())
 
 
+_LOST = (
+    select(task.id, task.state, task.history, submission.options)
+    .join(SUBMISSIONS, submission.id == task.submission_id)
+    .where(task.id.in_(IDS), IS_UNFINISHED)
+)
 _UNDISPATCHED = (
     select(submission.id)
     .where(submission.dispatched_at.is_(None), submission.held_at.is_(None))

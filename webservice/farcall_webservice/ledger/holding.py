@@ -52,6 +52,13 @@ class Holding(Dispatching):
             row = connection.execute(_ON_QUEUE, {"runner": runner_id, "limit": at_most}).one()
         return Load(int(row.tasks), int(row.size or 0))
 
+    def _held_back(self, connection: Connection, task_ids: Sequence[str]) -> set[str]:
+        """Those of these tasks that are held back, and stay so until the end of the transaction."""
+        found: set[str] = set()
+        for some in in_parts(task_ids):
+            found.update(connection.execute(_HELD_TASKS, {"ids": some}).scalars())
+        return found
+
     def let_go(self, endpoint_id: str, room: Load) -> list[Outgoing] | None:
         """The oldest held submissions that fill the room on the endpoint's queue; they are this process's to publish.
 
@@ -100,11 +107,19 @@ _HELD_FOR = _HELD_FOR_ANY.where(endpoint.id.in_(IDS))
 _HELD_SINCE = (
     select(submission.held_at).join(TASKS, task.submission_id == submission.id).where(task.id == bindparam("of"))
 )
+_HELD_TASKS = (
+    select(task.id)
+    .join(SUBMISSIONS, submission.id == task.submission_id)
+    .where(task.id.in_(IDS), _IS_HELD)
+    .with_for_update(of=SUBMISSIONS, read=True)
+)
+#: Locked before their tasks are read, so that none is sent that is being cancelled as one that was not.
 _OLDEST_HELD = (
     select(submission.id)
     .where(_IS_HELD, submission.endpoint_id == bindparam("endpoint"))
     .order_by(submission.created_at, submission.id)
     .limit(bindparam("limit"))
+    .with_for_update()
 )
 #: Without those that were set aside. What a process leaves when it dies is published by another.
 _ON_THEIR_WAY = select(func.count()).where(

@@ -14,8 +14,8 @@ from farcall.wire import BatchedTask, TaskState
 from farcall_webservice.ids import new_id, new_ids
 from farcall_webservice.ledger.history import line
 from farcall_webservice.ledger.reading import Reading
-from farcall_webservice.ledger.tables import GROUPS, SUBMISSIONS, TASKS, submission, task
-from farcall_webservice.ledger.values import GroupExists, KeyReused, Outgoing, Receipt, Request
+from farcall_webservice.ledger.tables import GROUPS, SUBMISSIONS, TASKS, group, submission, task
+from farcall_webservice.ledger.values import GroupExists, KeyReused, Outgoing, Receipt, Request, UnknownGroup
 
 
 class Submitting(Reading):
@@ -37,7 +37,8 @@ class Submitting(Reading):
         """Write a request's tasks; when this returns they are committed.
 
         See :class:`Request`. A ``task_group_id`` must be one of :meth:`task_group_owner`'s; without one a group is
-        made, under ``new_group_id`` if that is given. Raises :class:`KeyReused`.
+        made, under ``new_group_id`` if that is given. Raises :class:`KeyReused`, or
+        :class:`UnknownGroup` where the group has been removed meanwhile.
         """
         request = Request(
             owner_id, endpoint_id, runner_id or endpoint_id, payloads, options or {}, idempotency_key, digest
@@ -67,6 +68,12 @@ class Submitting(Reading):
         now = time.time()
         receipts = []
         with self._database.writing() as connection:
+            if task_group_id is not None:
+                # Locked, so that it is not removed as one without tasks in this very moment.
+                lock = _GROUP if self._database.is_sqlite else _GROUP_LOCKED
+                if connection.execute(lock, {"group": task_group_id}).one_or_none() is None:
+                    self._group_owners.pop(task_group_id, None)
+                    raise UnknownGroup(task_group_id)
             for request in requests:
                 if request.idempotency_key is not None:
                     earlier = _earlier_receipt(connection, request.owner_id, request.idempotency_key, request.digest)
@@ -97,6 +104,7 @@ class Submitting(Reading):
                 "created_at": now,
                 "claimed_by": self._claimant,
                 "claimed_until": self._claimed_until(now),
+                "task_count": sum(map(len, request.payloads.values())),
                 "after_others_of": request.endpoint_id,
                 "since": now,
             },
@@ -141,6 +149,8 @@ def _earlier_receipt(connection: Connection, owner_id: str, key: str, digest: st
     return Receipt(earlier.id, earlier.task_group_id, earlier.endpoint_id, ids)
 
 
+_GROUP = select(group.id).where(group.id == bindparam("group"))
+_GROUP_LOCKED = _GROUP.with_for_update(read=True, key_share=True)
 _ADD_GROUP, _ADD_TASKS = insert(GROUPS), insert(TASKS)
 _earlier = SUBMISSIONS.alias("earlier").c
 #: It is held back if others for the same endpoint are, as it comes after them. Found out on the way, at no cost.

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy import Row
+
 from farcall.wire import BatchedTask, TaskState
 
 #: What an agent may say of a task that has not ended. All else is the ledger's own to say.
@@ -15,6 +17,10 @@ REPORTABLE_STATES = frozenset({TaskState.WAITING_FOR_NODES, TaskState.WAITING_FO
 
 class KeyReused(Exception):
     """An idempotency key came again with a different request."""
+
+
+class UnknownGroup(Exception):
+    """A group is not there: it was removed, as its tasks were."""
 
 
 class GroupExists(Exception):
@@ -86,6 +92,14 @@ class TaskFilter:
     task_group_id: str | None = None
     created_after: float | None = None
     created_before: float | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some rows of a listing, and where the next page begins (``before`` of it); None if there is none."""
+
+    rows: Sequence[Row[Any]]
+    next: int | None
 
 
 @dataclass
