@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from farcall.wire import BatchedTask, FunctionCode, Output, TaskBatch
+from farcall_endpoint import writing
 from farcall_endpoint.attempts import Attempt
 from farcall_endpoint.journal import Journal
 from farcall_endpoint.output import OutputStore
@@ -76,7 +77,9 @@ def test_a_journal_on_a_full_disk_can_be_opened_when_there_is_room(disk: Any) ->
     journal.close()
 
 
-def test_results_wait_in_memory_and_are_written_when_there_is_room(disk: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_results_wait_in_memory_and_are_written_when_there_is_room(
+    disk: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     journal = Journal(disk.path / "journal.sqlite")
     journal.accept(batch("a", "b"))
     told: list[int] = []
@@ -89,6 +92,8 @@ def test_results_wait_in_memory_and_are_written_when_there_is_room(disk: Any, ca
     writer.write()
     stuck = writer.is_stuck
     disk.make_room()
+    writer.write()
+    monkeypatch.setattr(writing, "OVER_AFTER_S", 0.0)
     writer.write()
 
     assert "disk is full" in (trouble or "")
