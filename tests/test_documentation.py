@@ -76,7 +76,7 @@ def test_the_tour_in_the_examples_runs(service, endpoint) -> None:  # type: igno
     assert "0 1 4 9 16 25 36 49 64 81" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["farcall-webservice", "farcall-endpoint"])
+@pytest.mark.parametrize("command", ["farcall", "farcall-webservice", "farcall-endpoint"])
 def test_every_command_that_the_documentation_names_exists(command: str) -> None:
     named = {word for page in PAGES for word in re.findall(rf"^\$ {command} ([a-z-]+)", page.read_text(), re.MULTILINE)}
     assert named

@@ -95,7 +95,7 @@ class Engine:
                 if unfinished.cancelled:
                     self._results.append(attempts.cancelled(held.task.task_id, held.attempts))
                 elif unfinished.handed_over and held.kind.once:
-                    reason = "it was handed to a worker before this endpoint was started, and how it ended is not known"
+                    reason = "it was handed to a worker before, and how it ended is not known any more"
                     self._results.append(attempts.not_again(held.task.task_id, held.attempts, reason))
                 else:
                     self._backlog.add(held)

@@ -62,7 +62,7 @@ def submit(
         idempotency_key=idempotency_key,
         digest=_digest(endpoint_id, raw_body) if idempotency_key is not None else None,
     )
-    return Submitted(receipt, _warning(endpoint, user_endpoint_config))
+    return Submitted(receipt, _warning(endpoint, user_endpoint_config, options or {}))
 
 
 def submit_to_many(
@@ -117,13 +117,20 @@ def check(caller: Caller, by_endpoint: Mapping[str, Payloads], task_group_id: st
     return endpoints
 
 
-def _warning(endpoint: Row[Any], user_endpoint_config: dict[str, Any] | None) -> str | None:
-    if not user_endpoint_config or foreign.is_core(endpoint.details):
-        return None
-    return (
-        f"user_endpoint_config was not used: endpoint {endpoint.id} has one configuration, its own, "
-        "and makes no others from a template"
-    )
+def _warning(endpoint: Row[Any], user_endpoint_config: dict[str, Any] | None, options: dict[str, Any]) -> str | None:
+    warnings = []
+    if user_endpoint_config and not foreign.is_core(endpoint.details):
+        warnings.append(
+            f"user_endpoint_config was not used: endpoint {endpoint.id} has one configuration, its own, "
+            "and makes no others from a template"
+        )
+    unknown = [name for name in ("max_retries", "timeout_s") if name in options]
+    if unknown and not foreign.takes_batches(endpoint.details):
+        warnings.append(
+            f"endpoint {endpoint.id} is none of Farcall's and does not know {' and '.join(unknown)}: "
+            "its own configuration decides"
+        )
+    return "; ".join(warnings) or None
 
 
 def _check_limits(by_endpoint: Mapping[str, Payloads], config: ServiceConfig) -> None:
