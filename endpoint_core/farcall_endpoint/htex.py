@@ -126,13 +126,18 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
     def _first_answer(self, message: Any, timeout_s: float) -> Any:
         pipe = self.command_client.zmq_socket
         deadline = time.monotonic() + timeout_s
+        # Without anybody at the other end the question cannot even be asked.
+        self._wait_for_interchange(pipe, zmq.POLLOUT, deadline)
         pipe.send_pyobj(message)
-        while not pipe.poll(POLL_PERIOD_MS):
+        self._wait_for_interchange(pipe, zmq.POLLIN, deadline)
+        return pipe.recv_pyobj()
+
+    def _wait_for_interchange(self, pipe: zmq.Socket[bytes], direction: int, deadline: float) -> None:
+        while not pipe.poll(POLL_PERIOD_MS, direction):
             code = self.interchange_proc.poll()
             if code is not None or time.monotonic() > deadline:
-                why = f"it ended with exit code {code}" if code is not None else f"no answer within {timeout_s:g} s"
+                why = "it says nothing" if code is None else f"it ended with exit code {code}"
                 raise InterchangeFailed(f"Parsl's interchange did not start: {why}")
-        return pipe.recv_pyobj()
 
     def initialize_scaling(self) -> None:
         # Now there are certificates, and no block yet.
