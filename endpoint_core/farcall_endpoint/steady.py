@@ -1,7 +1,7 @@
 """Durations of Parsl's by a clock that nobody sets.
 
-Parsl measures with the time of day. Where that jumps ahead, every heartbeat is overdue and all nodes are given up; where
-it jumps back, blocks are looked after again, and heartbeats sent, only when the old time has come.
+Parsl measures with the time of day. Where that jumps ahead, every heartbeat is overdue and all nodes are given up;
+where it jumps back, blocks are looked after again, and heartbeats sent, only when the old time has come.
 """
 
 from __future__ import annotations
