@@ -21,7 +21,7 @@ from farcall_webservice.waiting import Waiting
 
 OWNER, FUNCTION = str(uuid.uuid4()), str(uuid.uuid4())
 CODE = "9\nst\nf:code\n"
-TIMEOUT_S = 30
+TIMEOUT_S = 60
 
 
 class Loop:

@@ -21,9 +21,8 @@ class Setting:
     """What is the same for all tasks of an endpoint."""
 
     endpoint_id: str
-    #: Where each worker keeps a file with what its tasks print; None leaves the output alone.
-    output_dir: str | None = None
-    #: Seconds after which a task is stopped; None leaves it to ``GC_TASK_TIMEOUT`` on the node.
+    #: Seconds after which a task is stopped that does not say so itself; None leaves it to ``GC_TASK_TIMEOUT`` on the
+    #: node.
     task_timeout_s: float | None = None
     result_limit: int = RESULT_LIMIT
 

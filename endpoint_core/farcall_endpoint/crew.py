@@ -2,76 +2,76 @@
 
 Parsl's workers share a queue, and a lock in it goes down with a worker that is killed while it waits for work: then
 no worker of that node gets anything any more, and nobody notices. Here nothing is shared, a death is noticed at once,
-and what the worker was doing is reported as lost.
+and what the worker was doing is reported with all that is known of the death. A worker whose call is no longer wanted
+is ended with all that came of it.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import platform
-import queue
+import secrets
 import selectors
 import socket
 import struct
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
+import psutil
 from parsl.app.errors import RemoteExceptionWrapper
-from parsl.executors.high_throughput.errors import WorkerLost
 from parsl.multiprocessing import SpawnContext
 from parsl.serialize import serialize
 
+from farcall.errors import ConfigurationError
+
+from . import killing
+from .bell import Bell
+from .failures import TooLittleTime, WorkerEnded
+from .guards import node_timeout_s
+from .memory import Kills, Memory
 from .nodes import Nodes
+from .outlets import Listener, Outlet
+from .workerend import HELLO, WorkerEnd
 
-#: What a worker says when it is up; nothing is sent to it before.
-HELLO = b""
+log = logging.getLogger(f"parsl.{__name__}")
 
-#: How long a worker that waits for work may take to read it before it counts as stuck. The others wait meanwhile.
+#: How long a worker that waits for work may take to read it before it counts as stuck, and one that has begun to say
+#: something to finish it. The others wait meanwhile.
 MOST_SENDING_S = 10
+
+#: Between asking the processes of a task that has run too long to end and killing them; also what a worker may take
+#: to end the task itself.
+GRACE_S = 3.0
+
+#: A worker that has closed its pipe is dying. If it lives on, a task has closed it: nothing can come of that.
+_MOST_DYING_S = 1.0
+
+#: Calls that are no longer wanted and may still come.
+_MOST_UNWANTED = 100_000
+
+#: Calls that do not fit into the rest of the block's time are given back so often at most: they may come again at once.
+_GIVING_BACK_S = 1.0
+
+#: How often the memory of workers is looked at, and the time.
+_TICK_S = 0.5
+
+
+class _Closed(Exception):
+    """Nobody is hired any more."""
 
 
 class NotEnoughNodes(Exception):
     """A task asks for more nodes than its block has."""
-
-
-class WorkerEnd:
-    """A worker's end of its pipe; to Parsl's worker it looks like the two queues that it wants."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
-        self._has_said_hello = False
-
-    def get(self, timeout: float) -> Any:
-        """The next task. Raises queue.Empty; ends the process if the manager is gone."""
-        try:
-            if not self._has_said_hello:
-                self._has_said_hello = True
-                self._pipe.send_bytes(HELLO)
-            if not self._pipe.poll(timeout):
-                raise queue.Empty
-            return pickle.loads(self._pipe.recv_bytes())
-        except (EOFError, ConnectionError):
-            sys.exit(0)
-
-    def put(self, package: bytes) -> None:
-        self._pipe.send_bytes(package)
-
-
-class Uncounted:
-    """Parsl's workers count in a shared number how many of them are idle; the crew knows it anyway."""
-
-    value = 0
-
-    def get_lock(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 @dataclass(eq=False)
@@ -79,27 +79,69 @@ class _Worker:
     number: int
     process: SpawnProcess
     pipe: Connection
+    outlet: Outlet
+    #: What tells its processes from all others.
+    root: psutil.Process
+    mark: str
+    #: Readable when it is dead.
+    death: int
     task: dict[str, Any] | None = None
     #: It has said hello, so it can start.
     proven: bool = False
+    #: Why it is being ended: ``died``, ``cancelled`` or ``timeout``.
+    ending: str | None = None
+    #: Why we have ended it although nobody wanted that.
+    fault: str = ""
+    #: Whose place it takes, until that one has ended with all that came of it: so long nothing is given to it.
+    after: _Worker | None = None
+    buried: bool = False
+    #: What the kernel said of memory before its call began, and the most it has used.
+    kills: Kills = field(default_factory=Kills)
+    peak: int | None = None
 
 
 class Crew:
-    """Hands tasks to whoever is idle. To Parsl's manager it looks like the task scheduler and queues that it wants."""
+    """Hands tasks to whoever is idle. To Parsl's manager it looks like the task scheduler and queues that it wants.
 
-    def __init__(self, start: Callable[[int, WorkerEnd], SpawnProcess], nodes: Nodes | None = None) -> None:
+    ``ends_at`` says when the block ends, in seconds since 1970; ``on_news`` is called when :meth:`Listener.gather` has
+    something to say.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[int, WorkerEnd], SpawnProcess],
+        nodes: Nodes | None = None,
+        *,
+        ends_at: float | None = None,
+        on_news: Callable[[], None] = lambda: None,
+        memory: Memory | None = None,
+    ) -> None:
         self._start = start
         self._nodes = nodes or Nodes([])
+        self._default_timeout_s = _node_timeout_s()
+        # By a clock that nobody sets.
+        self._ends = None if ends_at is None else time.monotonic() + ends_at - time.time()
+        self._memory = memory or Memory()
         self._lock = threading.Lock()
+        self._hiring = threading.Lock()
         self._waiting: deque[dict[str, Any]] = deque()
         self._idle: deque[_Worker] = deque()
-        self._workers: dict[int, _Worker] = {}
+        self._workers: set[_Worker] = set()
         self._reports: deque[bytes] = deque()
         self._unreplaced: set[int] = set()
-        self._suspects: set[_Worker] = set()
+        self._unwanted: OrderedDict[int, None] = OrderedDict()
+        self._untimely: list[dict[str, Any]] = []
+        self._given_back = float("-inf")
+        self._kills = self._memory.kills()
         self._selector = selectors.DefaultSelector()
-        self._bell, self._rope = SpawnContext.Pipe(duplex=False)
-        self._selector.register(self._bell, selectors.EVENT_READ, None)
+        self._bell = Bell()
+        self._selector.register(self._bell.fileno(), selectors.EVENT_READ, None)
+        self._killer = killing.Killer()
+        #: The processes that are not orphans: somebody waits for each.
+        self._own: set[int] = set()
+        self._clock: threading.Thread | None = None
+        self._closed = False
+        self.listener = Listener(on_news)
         #: The manager's list of processes, to be ended with it.
         self.processes: dict[int, SpawnProcess] = {}
 
@@ -107,50 +149,93 @@ class Crew:
 
     def hire(self, number: int) -> SpawnProcess:
         """Start a worker."""
+        return self._hire(number, None)
+
+    def _hire(self, number: int, after: _Worker | None) -> SpawnProcess:
         ours, theirs = SpawnContext.Pipe()
-        process = self._start(number, WorkerEnd(theirs))
-        theirs.close()
-        _limit_sending(ours)
-        worker = _Worker(number, process, ours)
+        outputs = [SpawnContext.Pipe(duplex=False) for _ in range(2)]
+        secret, mark = secrets.token_hex(8), f"{os.getpid()}-{number}-{secrets.token_hex(8)}"
+        end = WorkerEnd(theirs, (outputs[0][1], outputs[1][1]), secret)
+        with self._hiring:
+            if self._closed:
+                raise _Closed
+            os.environ[killing.MARK] = mark
+            process = self._start(number, end)
+            assert process.pid is not None
+            root = psutil.Process(process.pid)
+            self._own.add(process.pid)
+        end.close()
+        _limit_waiting(ours)
+        outlet = Outlet(number, platform.node(), [reading for reading, _ in outputs], secret)
+        worker = _Worker(number, process, ours, outlet, root, mark, _descriptor_of_death(process))
         with self._lock:
-            self._workers[number] = worker
+            worker.after = after if after is not None and not after.buried else None
+            self._workers.add(worker)
             self._selector.register(ours, selectors.EVENT_READ, worker)
-            self._selector.register(process.sentinel, selectors.EVENT_READ, worker)
+            self._selector.register(worker.death, selectors.EVENT_READ, worker)
+            if self._clock is None:
+                self._clock = threading.Thread(target=self._tick, name="crew's clock", daemon=True)
+                self._clock.start()
+        self.listener.add(outlet)
         self.processes[number] = process
         return process
 
-    def look_after(self) -> None:
-        """Now and then: replace those who could not even start, and notice deaths that nothing else tells of.
+    def close(self) -> None:
+        """The manager ends: nobody is hired any more."""
+        with self._hiring:
+            self._closed = True
 
-        A task that leaves a child process behind leaves it our worker's pipes, and then their end is not seen.
-        """
+    def look_after(self) -> None:
+        """Now and then: replace those who could not even start."""
         with self._lock:
-            dead = {worker for worker in self._workers.values() if not worker.process.is_alive()}
-            # Only at the second look: its last result may be just being read.
-            for worker in dead & self._suspects:
-                self._bury(worker)
-            self._suspects = dead
             numbers, self._unreplaced = self._unreplaced, set()
         for number in numbers:
             self.hire(number)
         self.put(None)
 
+    def reap_orphans(self) -> None:
+        """Take note of the deaths of orphans, for a process that has adopted them and has no other children."""
+        with self._hiring, suppress(OSError):
+            while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                if dead.si_pid in self._own:
+                    return
+                os.waitpid(dead.si_pid, os.WNOHANG)
+
     def put_task(self, task: dict[str, Any]) -> None:
         with self._lock:
-            if self._nodes.wanted(task) > self._nodes.count:
-                self._reports.append(_failure(task, _too_few(self._nodes, task)))
-                self.put(None)
-                return
-            self._waiting.append(task)
-            self._hand_out()
+            if task["task_id"] in self._unwanted:
+                self._report(task, self._cancelled())
+            elif self._nodes.wanted(task) > self._nodes.count:
+                self._report(task, _too_few(self._nodes, task))
+            elif not self._fits(task):
+                self._give_back(task)
+            else:
+                self._waiting.append(task)
+                self._hand_out()
+
+    def cancel(self, call_ids: Collection[int], grace_s: float) -> None:
+        """End these calls, those that run or wait here and those that are still to come."""
+        with self._lock:
+            for call_id in call_ids:
+                self._unwanted[call_id] = None
+                self._unwanted.move_to_end(call_id)
+            while len(self._unwanted) > _MOST_UNWANTED:
+                self._unwanted.popitem(last=False)
+            unwanted = set(call_ids)
+            for task in [task for task in self._waiting if task["task_id"] in unwanted]:
+                self._waiting.remove(task)
+                self._report(task, self._cancelled())
+            for worker in list(self._workers):
+                # If its result is there already, it has ended by itself.
+                if worker.task is not None and worker.task["task_id"] in unwanted and not _has_answered(worker):
+                    self._end(worker, "cancelled", grace_s)
 
     def qsize(self) -> int:
         return len(self._waiting)
 
     def put(self, package: None) -> None:
         """Have :meth:`get_result` return."""
-        with suppress(OSError):
-            self._rope.send_bytes(b"!")
+        self._bell.ring()
 
     def get_result(self) -> bytes | None:
         """Wait for a result, or a report of a loss; None when there may be other things to look at."""
@@ -159,7 +244,7 @@ class Crew:
                 return self._reports.popleft()
             for key, _ in self._selector.select():
                 if key.data is None:
-                    self._bell.recv_bytes()
+                    self._bell.silence()
                     return self._reports.popleft() if self._reports else None
                 package = self._hear(key.data)
                 if package is not None:
@@ -168,47 +253,87 @@ class Crew:
     # -- workers ------------------------------------------------------------------------------------------------------
 
     def _hear(self, worker: _Worker) -> bytes | None:
-        """Take a worker's result or its hello; if it has nothing to say any more, see to its succession."""
+        """Take a worker's result or its hello; if it has nothing to say any more, see to its end and succession."""
         with suppress(EOFError, OSError):
-            if not worker.pipe.closed and worker.pipe.poll():
+            if worker.ending is None and worker.pipe.poll():
                 package = worker.pipe.recv_bytes()
+                # What it has printed lies in its pipes by now. The next call's text must not get mixed up with it.
+                worker.outlet.end()
+                self.listener.hurry(worker.outlet)
                 with self._lock:
+                    if worker.ending is not None:
+                        # It has been too late.
+                        return None
                     if worker.task is not None:
                         self._nodes.take_back(worker.task)
                     worker.task = None
                     worker.proven = True
-                    self._idle.append(worker)
+                    if worker.after is None:
+                        self._idle.append(worker)
                     self._hand_out()
                 return None if package == HELLO else package
         with self._lock:
-            # Its pipe and its process may both tell of the same death.
-            numbers = [worker.number] if self._bury(worker) and worker.proven else []
-            self._unreplaced.difference_update(numbers)
-        for number in numbers:
-            self.hire(number)
+            self._end(worker, "died", GRACE_S)
         return None
 
-    def _bury(self, worker: _Worker) -> bool:
-        """Forget a worker that has died. False if that has been done already."""
-        if self._workers.get(worker.number) is not worker:
-            return False
-        del self._workers[worker.number]
+    def _end(self, worker: _Worker, cause: str, grace_s: float) -> None:
+        """Have a worker's processes ended, if that has not begun already, and hear no more of it until then."""
+        if worker.ending is not None:
+            return
+        worker.ending = cause
+        self._workers.discard(worker)
         with suppress(ValueError):
             self._idle.remove(worker)
         self._selector.unregister(worker.pipe)
-        self._selector.unregister(worker.process.sentinel)
+        self._selector.unregister(worker.death)
+        if worker.proven:
+            # It takes a while to be up, which is as well used now.
+            threading.Thread(target=self._replace, args=(worker,), daemon=True).start()
+        else:
+            self._unreplaced.add(worker.number)
+        running = worker.outlet.running()
+        tree = killing.Tree(worker.root, worker.mark, running.task_id if running else None)
+        if cause == "died" and worker.process.is_alive():
+            # Its pipe is closed, and it is probably on its way out.
+            threading.Thread(target=self._await_death, args=(worker, tree, grace_s), daemon=True).start()
+        else:
+            self._killer.end(tree, grace_s, lambda: self._bury(worker))
+
+    def _replace(self, worker: _Worker) -> None:
+        with suppress(_Closed):
+            self._hire(worker.number, worker)
+
+    def _await_death(self, worker: _Worker, tree: killing.Tree, grace_s: float) -> None:
+        worker.process.join(_MOST_DYING_S)
+        if worker.process.is_alive():
+            worker.fault = worker.fault or "its connection to the manager was closed, perhaps by the task"
+        self._killer.end(tree, grace_s, lambda: self._bury(worker))
+
+    def _bury(self, worker: _Worker) -> None:
+        """A worker has ended, and all that came of it: report what it was doing, and see to its succession."""
+        worker.process.join(_MOST_DYING_S)
+        with self._hiring:
+            self._own.discard(worker.root.pid)
+        worker.outlet.drain()
+        with self._lock:
+            worker.buried = True
+            others = any(other.proven or other.process.is_alive() for other in self._workers)
+            if self._waiting and not worker.proven and not others:
+                # Perhaps no worker can ever start here: then what waits must not wait for ever.
+                worker.task = self._waiting.popleft()
+            if worker.task is not None:
+                self._nodes.take_back(worker.task)
+                self._report(worker.task, self._how_it_ended(worker))
+            for successor in [other for other in self._workers if other.after is worker]:
+                successor.after = None
+                if successor.proven:
+                    self._idle.append(successor)
+            # The nodes that it had may be what others wait for.
+            self._hand_out()
+        self.listener.remove(worker.outlet)
         worker.pipe.close()
-        self._unreplaced.add(worker.number)
-        others = any(other.proven or other.process.is_alive() for other in self._workers.values())
-        if self._waiting and not worker.proven and not others:
-            # Perhaps no worker can ever start here: then what waits must not wait for ever.
-            worker.task = self._waiting.popleft()
-        if worker.task is not None:
-            self._nodes.take_back(worker.task)
-            self._reports.append(_failure(worker.task, WorkerLost(worker.number, platform.node())))
-        # The nodes that it had may be what others wait for.
-        self._hand_out()
-        return True
+        if worker.death != worker.process.sentinel:
+            os.close(worker.death)
 
     def _hand_out(self) -> None:
         while self._waiting and self._idle:
@@ -217,21 +342,149 @@ class Crew:
                 # Its end is about to be noticed. Until then its pipe may be held by what its tasks left behind.
                 self._idle.popleft()
                 continue
+            if not self._fits(self._waiting[0]):
+                self._give_back(self._waiting.popleft())
+                continue
             if not self._nodes.lend(self._waiting[0]):
                 # Who came first is first: small tasks that went ahead could keep a large one waiting for ever.
                 return
             self._idle.popleft()
             worker.task = self._waiting.popleft()
+            worker.kills, worker.peak = self._kills, None
+            worker.outlet.begin(worker.task["task_id"])
             try:
                 worker.pipe.send_bytes(pickle.dumps(worker.task))
             except OSError:
                 # It has died meanwhile, or it is stuck with half a message; its end will tell of the loss.
-                worker.process.kill()
+                if worker.process.is_alive():
+                    worker.fault = "it did not read its next call"
+                    worker.process.kill()
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def _fits(self, task: dict[str, Any]) -> bool:
+        needs_s = _needs_s(task)
+        return self._ends is None or needs_s is None or time.monotonic() + needs_s <= self._ends
+
+    def _timeout_of(self, task: dict[str, Any] | None) -> float | None:
+        own = _said_of(task).get("timeout_s")
+        return self._default_timeout_s if own is None else float(own)
+
+    def _give_back(self, task: dict[str, Any]) -> None:
+        self._untimely.append(task)
+        self._give_back_untimely()
+
+    def _give_back_untimely(self) -> None:
+        now = time.monotonic()
+        if not self._untimely or now < self._given_back + _GIVING_BACK_S:
+            return
+        self._given_back = now
+        for task in self._untimely:
+            rest_s = (self._ends or now) - now
+            self._report(
+                task,
+                TooLittleTime(f"the task may take {_needs_s(task):g} s, and this block ends in {rest_s:.0f} s"),
+            )
+        self._untimely = []
+
+    def _tick(self) -> None:
+        while True:
+            time.sleep(_TICK_S)
+            try:
+                self._look_at_the_clock()
+            except Exception:
+                log.exception("looking at the workers failed")
+
+    def _look_at_the_clock(self) -> None:
+        with self._lock:
+            self._give_back_untimely()
+            busy = [worker for worker in self._workers if worker.task is not None]
+        self._kills = self._memory.kills()
+        for worker in busy:
+            worker.peak = max(worker.peak or 0, self._memory.peak(worker.root.pid) or 0) or None
+            timeout_s = self._timeout_of(worker.task)
+            if timeout_s is not None and _has_overrun(worker, timeout_s):
+                with self._lock:
+                    # Another task may have begun meanwhile, or it has ended.
+                    worker.outlet.drain()
+                    if _has_overrun(worker, timeout_s) and not _has_answered(worker):
+                        self._end(worker, "timeout", GRACE_S)
+
+    # -- reports ------------------------------------------------------------------------------------------------------
+
+    def _report(self, task: dict[str, Any], error: Exception) -> None:
+        self._reports.append(_failure(task, error))
+        self.put(None)
+
+    def _cancelled(self) -> WorkerEnded:
+        return WorkerEnded("cancelled", platform.node(), -1)
+
+    def _how_it_ended(self, worker: _Worker) -> WorkerEnded:
+        assert worker.ending is not None
+        running = worker.outlet.running()
+        # How it ended says something only if it has ended by itself.
+        exit_code = None if worker.fault else worker.process.exitcode
+        stderr = worker.outlet.stderr_tail()
+        memory = ""
+        if worker.fault:
+            stderr = f"{stderr}\n[the worker was ended: {worker.fault}]".lstrip()
+        elif worker.ending == "died":
+            memory = self._memory.sentence(worker.kills, worker.peak, exit_code, stderr)
+        return WorkerEnded(
+            worker.ending,
+            platform.node(),
+            worker.number,
+            running.task_id if running else None,
+            exit_code,
+            memory,
+            stderr,
+        )
 
 
-def _limit_sending(pipe: Connection) -> None:
+def _has_answered(worker: _Worker) -> bool:
+    with suppress(OSError):
+        return worker.pipe.poll()
+    return False
+
+
+def _has_overrun(worker: _Worker, timeout_s: float) -> bool:
+    running = worker.outlet.running()
+    return running is not None and time.monotonic() > running.seen + timeout_s + GRACE_S
+
+
+def _node_timeout_s() -> float | None:
+    try:
+        return node_timeout_s()
+    except ConfigurationError:
+        # Each task says so.
+        return None
+
+
+def _needs_s(task: dict[str, Any] | None) -> float | None:
+    """How much time there must be for it: a limit that is the same for all tasks does not say that each needs it."""
+    said = _said_of(task)
+    needs_s = said.get("needs_s", said.get("timeout_s"))
+    return None if needs_s is None else float(needs_s)
+
+
+def _said_of(task: dict[str, Any] | None) -> dict[str, Any]:
+    return ((task or {}).get("context") or {}).get("farcall") or {}
+
+
+def _descriptor_of_death(process: SpawnProcess) -> int:
+    """Readable when the process has ended, whatever it has left behind that holds its pipes."""
+    try:
+        return os.pidfd_open(process.pid or 0)
+    except (AttributeError, OSError):
+        # What multiprocessing has: readable when neither the process nor a child of it lives.
+        return process.sentinel
+
+
+def _limit_waiting(pipe: Connection) -> None:
+    limit = struct.pack("ll", MOST_SENDING_S, 0)
     with socket.socket(fileno=os.dup(pipe.fileno())) as end:
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", MOST_SENDING_S, 0))
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
 
 def _too_few(nodes: Nodes, task: dict[str, Any]) -> Exception:

@@ -1,25 +1,18 @@
-"""What keeps one task from spoiling its worker for the next: a time limit, and bounds on what it prints."""
+"""What keeps one task from spoiling its worker for the next: a time limit."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 
-#: A worker's output file is emptied when a task leaves it larger than this.
-MOST_OUTPUT_BYTES = 10 * 1024 * 1024
+from farcall.errors import ConfigurationError
 
 #: A task that swallows its TaskTimeout is reminded this often.
 REMIND_EVERY_S = 5.0
-
-_redirected_pid: int | None = None
-#: Device and number of this process's own output file; what a task puts in its place is the task's.
-_output_file: tuple[int, int] | None = None
 
 
 class TaskTimeout(BaseException):
@@ -38,49 +31,27 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         return
     earlier = signal.signal(signal.SIGALRM, _raise_timeout)
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds, REMIND_EVERY_S)
-        yield
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds, REMIND_EVERY_S)
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
+        # Again: the time may have been up in the very moment in which it was stopped.
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, earlier)
 
 
+def node_timeout_s() -> float | None:
+    """The time limit that the node sets for tasks without one of their own, as Globus Compute does it."""
+    text = os.environ.get("GC_TASK_TIMEOUT")
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigurationError(f"GC_TASK_TIMEOUT on this node is {text!r}, not a number of seconds") from None
+
+
 def _raise_timeout(signal_number: int, frame: FrameType | None) -> None:
     raise TaskTimeout
-
-
-def redirect_output(directory: str) -> None:
-    """Send what this process prints, also below Python, to a file of its own; once a process."""
-    global _redirected_pid, _output_file  # noqa: PLW0603 - it is the process's output, of which there is one
-    if _redirected_pid == os.getpid():
-        return
-    _redirected_pid = os.getpid()
-    block, rank = os.environ.get("PARSL_WORKER_BLOCK_ID", "0"), os.environ.get("PARSL_WORKER_RANK", "0")
-    name = f"block-{block}-{os.uname().nodename}-worker-{rank}.out"
-    try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        # Appending, so that what is printed after the file was emptied begins at its beginning.
-        file = os.open(Path(directory, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        print(f"the output of this worker stays where it was: {error}", file=sys.stderr)  # noqa: T201
-        return
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    status = os.fstat(file)
-    _output_file = status.st_dev, status.st_ino
-    os.close(file)
-
-
-def keep_output_small() -> None:
-    """Empty this process's output file if the last task made it too large."""
-    for stream in (sys.stdout, sys.stderr):
-        # A task may have closed or replaced it.
-        with contextlib.suppress(ValueError, OSError, AttributeError):
-            stream.flush()
-    with contextlib.suppress(OSError):
-        status = os.fstat(1)
-        if (status.st_dev, status.st_ino) == _output_file and status.st_size > MOST_OUTPUT_BYTES:
-            os.ftruncate(1, 0)
-            os.write(1, f"[output up to here was removed, it was over {MOST_OUTPUT_BYTES} bytes]\n".encode())

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from .blocks import Blocks, Breaker
 from .config import EngineConfig
 from .mpi import LAUNCHERS
+from .nodeline import NodeLine
 from .quietlogs import QuietLogs
+from .sightings import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ ENDED_BLOCKS_KEPT = 50
 #: Found through PATH, so that worker_init can choose another environment. Without -P, a file that a task leaves in the
 #: directory where it runs could stand in for a module.
 _POOL_COMMAND = f"python3 -P -m {__package__}.pool"
+_LAUNCH_COMMAND = DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", _POOL_COMMAND, 1)
 
 
 class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no types
@@ -46,7 +49,14 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
     """
 
     def __init__(
-        self, config: EngineConfig, blocks: Blocks, breaker: Breaker, *, address: str | None, run_dir: Path
+        self,
+        config: EngineConfig,
+        blocks: Blocks,
+        breaker: Breaker,
+        *,
+        address: str | None,
+        run_dir: Path,
+        watcher: Watcher | None = None,
     ) -> None:
         accelerators = config.available_accelerators
         mpi = config.mpi_launcher is not None
@@ -67,7 +77,6 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
             heartbeat_threshold=config.heartbeat_threshold_s,
             poll_period=POLL_PERIOD_MS,
             interchange_launch_cmd=_interchange_command(),
-            launch_cmd=DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", _POOL_COMMAND, 1),
             block_error_handler=False,
             encrypted=config.encrypted,
         )
@@ -82,6 +91,9 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
         self.run_dir = str(run_dir)
         self.run_id = str(uuid.uuid4())
         self.log_config = QuietLogs()
+        self._walltime_s = config.walltime_s
+        self._watcher = watcher
+        self._line: NodeLine | None = None
         self._observed_workers: int | None = None
 
     def start(self) -> None:
@@ -93,6 +105,35 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
         for pipe in (self.outgoing_q.zmq_socket, self.command_client.zmq_socket):
             pipe.setsockopt(zmq.LINGER, 0)
             pipe.setsockopt(zmq.SNDTIMEO, 1000 * COMMAND_TIMEOUT_S)
+
+    def initialize_scaling(self) -> None:
+        # Now there are certificates, and no block yet.
+        self._line = NodeLine(
+            self._watcher,
+            address=self.address,
+            ports=self.worker_port_range,
+            cert_dir=self.cert_dir,
+            silence_s=self.heartbeat_threshold,
+            is_awaited=self.tasks.__contains__,
+        )
+        own_options = f" --line-port={self._line.port} --walltime={self._walltime_s}"
+        self.launch_cmd = _LAUNCH_COMMAND.replace(_POOL_COMMAND, _POOL_COMMAND + own_options, 1)
+        super().initialize_scaling()
+
+    def shutdown(self, timeout: float = 10.0) -> None:
+        try:
+            super().shutdown(timeout)
+        finally:
+            if self._line is not None:
+                self._line.close()
+
+    def cancel_calls(self, call_ids: Collection[int]) -> None:
+        """Have calls ended on whatever node they are, or come to; each comes back as WorkerEnded, or with its result.
+
+        A call's id is its future's ``parsl_executor_task_id``. Returns at once.
+        """
+        if self._line is not None:
+            self._line.cancel(call_ids)
 
     @property
     def takes_results(self) -> bool:

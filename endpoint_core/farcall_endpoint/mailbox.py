@@ -21,6 +21,7 @@ from farcall.wire import (
     MOST_DEAD_LETTER_BYTES,
     Command,
     DeadLetter,
+    OutputBatch,
     StatusReport,
     TaskBatch,
     decode,
@@ -30,6 +31,7 @@ from farcall.wire import (
 from .addresses import Address, Addresses
 from .journal import Journal
 from .line import Line, connection_to, drain
+from .output import OutputStore
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,10 @@ M = TypeVar("M")
 #: Results in one message, and their size; a single result may be larger.
 MOST_RESULTS = 1000
 MOST_RESULT_BYTES = 4 * 1024 * 1024
+
+#: Output in one message. A message of it goes out only when there is no result to send, except for what a task has
+#: printed whose result is about to go out: that goes first, as far as it is not more.
+MOST_OUTPUT_BYTES = 256 * 1024
 
 #: Before tasks are taken again that could not be written down.
 DISK_PAUSE_S = 5.0
@@ -63,10 +69,12 @@ class Inbox(Line):
         on_tasks: Callable[[TaskBatch], None],
         on_command: Callable[[Command], None],
         on_unreachable: Callable[[], None],
+        on_connected: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__("inbox", addresses, on_unreachable)
         self._on_tasks = on_tasks
         self._on_command = on_command
+        self._on_connected = on_connected
         self._room = threading.Event()
         self._room.set()
         self._is_first_connection = True
@@ -99,6 +107,7 @@ class Inbox(Line):
         tasks.consume()
         self.connected.set()
         log.info("inbox: connected to the broker at %s", connection.as_uri())
+        self._on_connected()
         consuming = True
         while not self._stopping.is_set():
             if consuming and not self._room.is_set():
@@ -157,11 +166,24 @@ class Inbox(Line):
 
 
 class Outbox(Line):
-    """Sends what the journal holds unsent, and the latest status report."""
+    """Sends what the journal holds unsent, the latest status report, and what tasks have printed."""
 
-    def __init__(self, addresses: Addresses, journal: Journal, *, on_unreachable: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        addresses: Addresses,
+        journal: Journal,
+        output: OutputStore,
+        *,
+        on_unreachable: Callable[[], None],
+        on_disk_trouble: Callable[[sqlite3.Error], None] = lambda error: None,
+    ) -> None:
         super().__init__("outbox", addresses, on_unreachable)
+        self._on_disk_trouble = on_disk_trouble
         self._journal = journal
+        self._output = output
+        # Sent, and the journal does not know it yet.
+        self._unnoted: list[str] = []
+        self._output_waiting = True
         self._changed = threading.Condition()
         self._results_waiting = True
         self._report: StatusReport | None = None
@@ -171,6 +193,12 @@ class Outbox(Line):
         """The journal has results that have not been sent."""
         with self._changed:
             self._results_waiting = True
+            self._changed.notify()
+
+    def output_waiting(self) -> None:
+        """There is output that has not been sent."""
+        with self._changed:
+            self._output_waiting = True
             self._changed.notify()
 
     def send_report(self, report: StatusReport) -> None:
@@ -202,6 +230,7 @@ class Outbox(Line):
                 self._send_results(producer)
                 if report is not None:
                     _publish(producer, self.addresses.heartbeats, encode(report))
+                self._send_output(producer)
             except BaseException:
                 self._put_back(report)
                 raise
@@ -213,10 +242,14 @@ class Outbox(Line):
     def _wait(self) -> tuple[StatusReport | None, bool]:
         with self._changed:
             self._changed.wait_for(
-                lambda: self._results_waiting or self._report or self._stopping.is_set(), timeout=KEEP_ALIVE_S
+                lambda: self._something_waits() or self._report or self._stopping.is_set(), timeout=KEEP_ALIVE_S
             )
             report, self._report = self._report, None
-            return report, self._stopping.is_set() and not self._results_waiting
+            return report, self._stopping.is_set() and not self._something_waits()
+
+    def _something_waits(self) -> bool:
+        # While the journal does not take that results were sent, no others are: they would be sent for ever.
+        return (self._results_waiting and not self._unnoted) or self._output_waiting
 
     def _put_back(self, report: StatusReport | None) -> None:
         with self._changed:
@@ -224,16 +257,52 @@ class Outbox(Line):
                 self._report = report if self._report is None else _merged(report, self._report)
 
     def _send_results(self, producer: Producer) -> None:
-        if not self._results_waiting:
+        if not self._results_waiting and not self._unnoted:
             return
         self._results_waiting = False
         try:
-            while results := self._journal.unsent(most=MOST_RESULTS, most_bytes=MOST_RESULT_BYTES):
+            while self._note_sent() and (
+                results := self._journal.unsent(most=MOST_RESULTS, most_bytes=MOST_RESULT_BYTES)
+            ):
+                task_ids = [task_id for task_id, _ in results]
+                self._send_pieces(producer, of=task_ids)
                 _publish(producer, self.addresses.results, result_batch_body([text for _, text in results]))
-                self._journal.sent([task_id for task_id, _ in results])
+                self._unnoted = task_ids
         except BaseException:
             self._results_waiting = True
             raise
+        if self._unnoted:
+            self._results_waiting = True
+
+    def _note_sent(self) -> bool:
+        """Have the journal note what was sent. If it cannot, that is tried again with the next report."""
+        try:
+            if self._unnoted:
+                self._journal.sent(self._unnoted)
+                self._unnoted = []
+            return True
+        except sqlite3.Error as error:
+            log.debug("the journal cannot note that results were sent, trying again: %s", error)
+            self._on_disk_trouble(error)
+            return False
+
+    def _send_output(self, producer: Producer) -> None:
+        """One message of it; if there is more, that comes after the results that have come meanwhile."""
+        if self._output_waiting:
+            self._output_waiting = False
+            try:
+                self._output_waiting = self._send_pieces(producer) or self._output_waiting
+            except BaseException:
+                self._output_waiting = True
+                raise
+
+    def _send_pieces(self, producer: Producer, of: Sequence[str] | None = None) -> bool:
+        """Whether there were any."""
+        pieces = self._output.take(most_bytes=MOST_OUTPUT_BYTES, of=of) if self._output else {}
+        if pieces:
+            _publish(producer, self.addresses.results, encode(OutputBatch(list(pieces.values()))))
+            self._output.sent(list(pieces))
+        return bool(pieces)
 
 
 def result_batch_body(texts: Sequence[str]) -> bytes:

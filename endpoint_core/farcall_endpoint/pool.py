@@ -1,6 +1,6 @@
-"""The manager of one node: Parsl's, with a ``crew`` instead of queues that all workers share.
+"""The manager of one node: Parsl's, with a ``crew`` instead of queues that all workers share, and a line to the agent.
 
-``python3 -P -m farcall_endpoint.pool`` takes the arguments of Parsl's ``process_worker_pool.py``.
+``python3 -P -m farcall_endpoint.pool`` takes the arguments of Parsl's ``process_worker_pool.py``, and two of its own.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import platform
 import queue
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -19,39 +20,80 @@ from parsl.executors.high_throughput import process_worker_pool as parsl_pool
 from parsl.logconfigs.base import LogConfig, oneshot_initialize_logging
 from parsl.multiprocessing import SpawnContext
 
-from .crew import Crew, Uncounted, WorkerEnd
+from .agentline import AgentLine
+from .crew import Crew
+from .killing import adopt_orphans
 from .nodes import Nodes, names_of_nodes
+from .nodetalk import News
+from .sightings import Node
+from .walltime import end_of_block
+from .workerend import Uncounted, WorkerEnd
 
 
 class Pool(parsl_pool.Manager):  # type: ignore[misc]  # Parsl brings no types
     """Talks to the interchange as Parsl's manager does, and to its workers through their own pipes."""
 
-    def __init__(self, *, logdir: str, debug: bool, nodes: Nodes | None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        logdir: str,
+        debug: bool,
+        nodes: Nodes | None,
+        line_port: int | None,
+        walltime_s: float | None,
+        **options: Any,
+    ) -> None:
         with _unshared():
             super().__init__(**options)
+        adopt_orphans()
         self._logdir = logdir
         self._debug = debug
-        self._crew = Crew(self._start_process, nodes)
+        ends_at = end_of_block(self.start_time, walltime_s)
+        self._crew = Crew(self._start_process, nodes, ends_at=ends_at, on_news=self._ring)
         self.task_scheduler = self.pending_task_queue = self.pending_result_queue = self._crew
+        self._line = None if line_port is None else self._line_to_agent(line_port, ends_at)
+
+    def start(self) -> None:
+        if self._line is not None:
+            self._line.start()
+        super().start()
 
     def worker_watchdog(self, procs: dict[int, SpawnProcess]) -> None:
         self._crew.processes = procs
         while not self._stop_event.wait(self.heartbeat_period):
             self._crew.look_after()
+            self._crew.reap_orphans()
+        self._crew.close()
+        if self._line is not None:
+            self._line.close()
+
+    def _line_to_agent(self, port: int, ends_at: float | None) -> AgentLine:
+        return AgentLine(
+            Node(self.uid, self.block_id, platform.node(), self.worker_count, ends_at),
+            # Where the interchange was found, the agent is.
+            f"{self._ix_url.rpartition(':')[0]}:{port}",
+            self.cert_dir,
+            period_s=self.heartbeat_period,
+            gather=lambda: News(None, *self._crew.listener.gather()),
+            obey=lambda unwanted: self._crew.cancel(unwanted.call_ids, unwanted.grace_s),
+        )
+
+    def _ring(self) -> None:
+        if self._line is not None:
+            self._line.ring()
 
     def _start_worker(self, worker_id: int) -> SpawnProcess:
         return self._crew.hire(worker_id)
 
     def _start_process(self, number: int, end: WorkerEnd) -> SpawnProcess:
         process: SpawnProcess = SpawnContext.Process(
-            target=parsl_pool.worker,
+            target=_work,
             name=f"worker-{number}",
+            args=(end,),
             kwargs={
                 "worker_id": number,
                 "pool_id": self.uid,
                 "pool_size": self.worker_count,
-                "task_queue": end,
-                "result_queue": end,
                 "monitoring_queue": None,
                 "ready_worker_count": Uncounted(),
                 "tasks_in_progress": {},
@@ -68,6 +110,16 @@ class Pool(parsl_pool.Manager):  # type: ignore[misc]  # Parsl brings no types
         )
         process.start()
         return process
+
+
+def _work(end: WorkerEnd, **options: Any) -> None:
+    """The life of a worker."""
+    # Here, since the manager has no need of it; and now, since the first task would have to wait for it.
+    # Where that cannot be imported, each task says so.
+    with suppress(ImportError):
+        from . import worker  # noqa: F401
+    end.settle()
+    parsl_pool.worker(task_queue=end, result_queue=end, **options)
 
 
 class _Alone:
@@ -117,10 +169,15 @@ def _whole(text: Any) -> int | None:
 
 
 def main() -> None:
-    args = parsl_pool.get_arg_parser().parse_args()
+    parser = parsl_pool.get_arg_parser()
+    parser.add_argument("--line-port", help="Where the agent listens, beside the interchange")
+    parser.add_argument("--walltime", help="Seconds after which the block is ended")
+    args = parser.parse_args()
     Pool(
         logdir=args.logdir,
         debug=args.debug,
+        line_port=_whole(args.line_port),
+        walltime_s=_number(args.walltime),
         nodes=Nodes(names_of_nodes()) if args.enable_mpi_mode else None,
         mpi_launcher=args.mpi_launcher,
         addresses=args.addresses,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from farcall import __version__
-from farcall.errors import ConfigurationError, DeserializationError, FarcallError, MaxResultSizeExceeded
+from farcall.errors import DeserializationError, FarcallError, MaxResultSizeExceeded
 from farcall.serialize import Serializer, deserialize, deserialize_function, serialize_exception
 from farcall.wire import (
     EXECUTION_END,
@@ -34,8 +34,9 @@ from farcall.wire import (
     write_result,
 )
 
+from . import streams
 from .calls import Outcome, Setting, read_call, write_outcome
-from .guards import TaskTimeout, keep_output_small, redirect_output, time_limit
+from .guards import TaskTimeout, node_timeout_s, time_limit
 
 #: Loaded functions that a worker keeps.
 MOST_FUNCTIONS = 100
@@ -54,14 +55,10 @@ def run_batch(buffer: bytes) -> bytes:
     """Run the tasks of one call. The engine calls this by its name, see ``engine.TASK_EXECUTOR``."""
     started = time.perf_counter()
     setting, batch = read_call(buffer)
-    if setting.output_dir is not None:
-        redirect_output(setting.output_dir)
     results = []
     for task in batch.tasks:
         result = run_task(task, batch, setting)
         results.append((task.task_id, json.dumps(write_result(result), separators=(",", ":"))))
-        if setting.output_dir is not None:
-            keep_output_small()
     return write_outcome(Outcome(time.perf_counter() - started, results))
 
 
@@ -69,6 +66,7 @@ def run_task(task: BatchedTask, batch: TaskBatch, setting: Setting) -> Result:
     """Run one task and say how it ended, value or failure."""
     os.environ["GC_TASK_UUID"] = os.environ["FARCALL_TASK_ID"] = task.task_id
     process = os.getpid()
+    streams.begin(task.task_id)
     started = time.time_ns()
     run = _Run(task, batch.functions[task.function_id], setting)
     error, exception, exit_code = None, None, 0
@@ -78,9 +76,9 @@ def run_task(task: BatchedTask, batch: TaskBatch, setting: Setting) -> Result:
     except BaseException as raised:
         exit_code = _exit_code(raised)
         data, error, exception = run.failure(raised)
+    streams.flush()
     if os.getpid() != process:
         # The task forked, and this is the child, coming back into a worker of which there must be one.
-        keep_output_small()
         os._exit(exit_code)
     transitions = (
         Transition(started, EXECUTION_START, "worker"),
@@ -97,16 +95,22 @@ class _Run:
         self._code = code
         self._setting = setting
         self._in_user_code = False
+        self._timeout_s: float | None = None
 
     def value(self) -> str:
         # Wherever the task before has gone.
         os.chdir(_DIRECTORY)
+        self._timeout_s = _timeout_s(self._task, self._setting)
+        # All of it, as the manager sees it, who ends this worker if it does not end the task.
+        with time_limit(self._timeout_s):
+            return self._value()
+
+    def _value(self) -> str:
         function = _function(self._task.function_id, self._code)
         arguments, keywords = _arguments(self._task.payload)
-        with time_limit(_timeout_s(self._setting)):
-            self._in_user_code = True
-            value = function(*arguments, **keywords)
-            self._in_user_code = False
+        self._in_user_code = True
+        value = function(*arguments, **keywords)
+        self._in_user_code = False
         data = Serializer.serialize_from_list(value, self._task.options.get("result_serializers") or ())
         if len(data) > self._setting.result_limit:
             raise MaxResultSizeExceeded(len(data), self._setting.result_limit)
@@ -115,8 +119,9 @@ class _Run:
     def failure(self, raised: BaseException) -> tuple[str, ErrorDetails, str | None]:
         """What the submitter is shown, told and given to raise."""
         if isinstance(raised, TaskTimeout):
-            limit_s = _timeout_s(self._setting)
-            message = f"the task was stopped: it ran longer than the {limit_s:g} s that this endpoint allows"
+            _end_children(self._task.task_id)
+            whose = "it was given" if "timeout_s" in self._task.options else "this endpoint allows"
+            message = f"the task was stopped: it ran longer than the {self._timeout_s:g} s that {whose}"
             return f"{_traceback_text(raised)}\n{message}", ErrorDetails("TaskTimeout", message), None
         exception = _exception_text(raised)
         if isinstance(raised, FarcallError) and not self._in_user_code:
@@ -147,16 +152,22 @@ def _arguments(payload: str) -> tuple[Any, Any]:
     return deserialize(buffers[0]), deserialize(buffers[1])
 
 
-def _timeout_s(setting: Setting) -> float | None:
+def _timeout_s(task: BatchedTask, setting: Setting) -> float | None:
+    own = task.options.get("timeout_s")
+    if own is not None:
+        return float(own)
     if setting.task_timeout_s is not None:
         return setting.task_timeout_s
-    text = os.environ.get("GC_TASK_TIMEOUT")
-    if not text:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigurationError(f"GC_TASK_TIMEOUT on this node is {text!r}, not a number of seconds") from None
+    return node_timeout_s()
+
+
+def _end_children(task_id: str) -> None:
+    """What a task has started ends with its time."""
+    # It is needed seldom.
+    from .killing import end_children
+
+    streams.flush()
+    end_children(task_id)
 
 
 def _traceback_text(raised: BaseException) -> str:

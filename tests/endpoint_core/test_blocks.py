@@ -83,7 +83,7 @@ def test_a_block_that_has_ended_is_not_asked_about_again(provider: ScriptedProvi
     assert [status.state for status in first + second] == [JobState.FAILED, JobState.FAILED]
     assert first[0].message == "what block-1 printed"
     assert provider.asked == [["block-1"]]
-    assert ours.states() == {}
+    assert ours.shown() == [{"id": "block-1", "state": "failed", "message": "what block-1 printed"}]
 
 
 def test_while_the_scheduler_is_down_blocks_are_what_they_were(provider: ScriptedProvider, tmp_path: Path) -> None:

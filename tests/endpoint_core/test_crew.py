@@ -13,12 +13,13 @@ from typing import Any
 import psutil
 import pytest
 from parsl.app.errors import RemoteExceptionWrapper
-from parsl.executors.high_throughput.errors import WorkerLost
 from parsl.multiprocessing import ForkContext
 from parsl.serialize import deserialize
 
 from farcall_endpoint import crew as crew_module
-from farcall_endpoint.crew import Crew, WorkerEnd
+from farcall_endpoint.crew import Crew
+from farcall_endpoint.failures import WorkerEnded
+from farcall_endpoint.workerend import WorkerEnd
 
 #: More than fits into a pipe.
 LARGE = b"x" * 4_000_000
@@ -89,7 +90,7 @@ def test_what_a_dead_worker_was_doing_is_reported_and_the_rest_done_by_its_succe
     wrapper = deserialize(lost["exception"])
     assert lost["task_id"] == 1
     assert isinstance(wrapper, RemoteExceptionWrapper)
-    assert wrapper.e_type is WorkerLost
+    assert wrapper.e_type is WorkerEnded
     assert answered["task_id"] == 2
     assert crew.processes[0] is not first
 

@@ -35,9 +35,10 @@ from farcall_endpoint import line, mailbox
 from farcall_endpoint.addresses import Addresses
 from farcall_endpoint.journal import Journal
 from farcall_endpoint.mailbox import Inbox, Outbox, result_batch_body
+from farcall_endpoint.output import OutputStore
 
 URL = "memory://"
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 @pytest.fixture
@@ -224,10 +225,12 @@ class Reader:
         return decode(bytes(arrived[0]))
 
 
-def test_results_go_out_and_are_then_marked_as_sent(addresses: Addresses, journal: Journal) -> None:
+def test_results_go_out_and_are_then_marked_as_sent(
+    addresses: Addresses, journal: Journal, output: OutputStore
+) -> None:
     reader = Reader(addresses.results)
     journal.accept(batch_of("a"))
-    outbox = Outbox(addresses, journal, on_unreachable=lambda: None)
+    outbox = Outbox(addresses, journal, output, on_unreachable=lambda: None)
     outbox.start()
     journal.finish([("a", text_of("a"))])
     outbox.results_waiting()
@@ -239,12 +242,14 @@ def test_results_go_out_and_are_then_marked_as_sent(addresses: Addresses, journa
     assert journal.held() == []
 
 
-def test_what_an_earlier_agent_left_unsent_goes_out_first_thing(addresses: Addresses, journal: Journal) -> None:
+def test_what_an_earlier_agent_left_unsent_goes_out_first_thing(
+    addresses: Addresses, journal: Journal, output: OutputStore
+) -> None:
     reader = Reader(addresses.results)
     journal.accept(batch_of("a"))
     journal.finish([("a", text_of("a"))])
 
-    outbox = Outbox(addresses, journal, on_unreachable=lambda: None)
+    outbox = Outbox(addresses, journal, output, on_unreachable=lambda: None)
     outbox.start()
 
     assert reader.read() == ResultBatch([value_of("a")])
@@ -252,10 +257,10 @@ def test_what_an_earlier_agent_left_unsent_goes_out_first_thing(addresses: Addre
 
 
 def test_a_report_replaces_one_that_still_waits_but_not_what_only_that_one_said(
-    addresses: Addresses, journal: Journal
+    addresses: Addresses, journal: Journal, output: OutputStore
 ) -> None:
     reader = Reader(addresses.heartbeats)
-    outbox = Outbox(addresses, journal, on_unreachable=lambda: None)
+    outbox = Outbox(addresses, journal, output, on_unreachable=lambda: None)
     running, waiting = (
         Transition(1, TaskState.RUNNING, "endpoint"),
         Transition(2, TaskState.WAITING_FOR_NODES, "endpoint"),
@@ -270,14 +275,14 @@ def test_a_report_replaces_one_that_still_waits_but_not_what_only_that_one_said(
 
 
 def test_a_report_that_could_not_be_sent_goes_out_later_with_all_it_said(
-    addresses: Addresses, journal: Journal, monkeypatch: pytest.MonkeyPatch
+    addresses: Addresses, journal: Journal, output: OutputStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = Reader(addresses.heartbeats)
     running, waiting = (
         Transition(1, TaskState.RUNNING, "endpoint"),
         Transition(2, TaskState.WAITING_FOR_NODES, "endpoint"),
     )
-    outbox = Outbox(addresses, journal, on_unreachable=lambda: None)
+    outbox = Outbox(addresses, journal, output, on_unreachable=lambda: None)
     publish, publishers = mailbox._publish, iter(["a broken one"])
 
     def publish_badly_once(*arguments: Any) -> None:
@@ -296,12 +301,12 @@ def test_a_report_that_could_not_be_sent_goes_out_later_with_all_it_said(
 
 
 def test_a_broker_that_is_there_but_answers_nothing_is_noticed(
-    stand_in: Any, journal: Journal, monkeypatch: pytest.MonkeyPatch
+    stand_in: Any, journal: Journal, output: OutputStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noticed = threading.Event()
     monkeypatch.setattr(line, "FAILURES_BEFORE_ASKING", 1)
     monkeypatch.setitem(line._REDIS_OPTIONS, "socket_timeout", 0.2)
-    outbox = Outbox(Addresses.of(stand_in._answer()), journal, on_unreachable=noticed.set)
+    outbox = Outbox(Addresses.of(stand_in._answer()), journal, output, on_unreachable=noticed.set)
     outbox.start()
     assert outbox.connected.wait(PATIENCE_S)
 
@@ -315,13 +320,17 @@ def test_a_broker_that_is_there_but_answers_nothing_is_noticed(
 
 
 def test_a_broker_that_is_gone_is_asked_for_again_and_the_agent_is_told(
-    journal: Journal, addresses: Addresses, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    journal: Journal,
+    output: OutputStore,
+    addresses: Addresses,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     told: queue.Queue[None] = queue.Queue()
     monkeypatch.setattr(line, "_LONGEST_PAUSE_S", 0.01)
     monkeypatch.setattr(line, "FAILURES_BEFORE_ASKING", 1)
     monkeypatch.setattr(Outbox, "url", lambda self: "redis://127.0.0.1:9/0")
-    outbox = Outbox(addresses, journal, on_unreachable=lambda: told.put(None))
+    outbox = Outbox(addresses, journal, output, on_unreachable=lambda: told.put(None))
 
     outbox.start()
 

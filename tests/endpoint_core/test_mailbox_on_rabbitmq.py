@@ -32,6 +32,7 @@ from farcall_endpoint import line, mailbox
 from farcall_endpoint.addresses import Addresses
 from farcall_endpoint.journal import Journal
 from farcall_endpoint.mailbox import MESSAGES_AHEAD, Inbox, Outbox
+from farcall_endpoint.output import OutputStore
 
 PATIENCE_S = 60
 ME = "me"
@@ -104,16 +105,15 @@ class Broker:
 
     def hang_up(self) -> None:
         """Close all connections but our own."""
-        said = self._server.ctl("-q", "list_connections", "-p", self._vhost, "pid", "--no-table-headers")
-        own = self._server.ctl("-q", "list_connections", "-p", self._vhost, "pid", "peer_port", "--no-table-headers")
-        port = str(self.connection.connection.sock.getsockname()[1])
-        ours = {row.split()[0] for row in own.splitlines() if row.split()[1] == port}
-        for pid in set(said.split()) - ours:
-            self._server.ctl("close_connection", pid, "a test")
+        said = self._server.ctl("-q", "list_connections", "-p", self._vhost, "pid", "peer_port", "--no-table-headers")
+        own_port = str(self.connection.connection.sock.getsockname()[1])
+        for pid, port in (row.split() for row in said.splitlines()):
+            if port != own_port:
+                self._server.ctl("close_connection", pid, "a test")
 
     def close(self) -> None:
         self.connection.release()
-        self._server.ctl("delete_vhost", self._vhost)
+        self._server.drop_vhost(self.url)
 
 
 @pytest.fixture
@@ -230,8 +230,10 @@ def test_a_slow_agent_is_sent_no_more_than_a_few_messages_ahead(broker: Broker) 
     inbox.join(PATIENCE_S)
 
 
-def test_a_broker_that_hangs_up_is_connected_to_again(broker: Broker, taker: Taker, journal: Journal) -> None:
-    outbox = Outbox(broker.addresses, journal, on_unreachable=lambda: None)
+def test_a_broker_that_hangs_up_is_connected_to_again(
+    broker: Broker, taker: Taker, journal: Journal, output: OutputStore
+) -> None:
+    outbox = Outbox(broker.addresses, journal, output, on_unreachable=lambda: None)
     outbox.start()
     assert outbox.connected.wait(PATIENCE_S)
 
@@ -256,9 +258,11 @@ def test_a_queue_that_was_deleted_is_asked_for_and_used_when_it_is_there_again(b
     assert taker.next_task() == "a"
 
 
-def test_results_that_nobody_would_get_are_kept_until_somebody_does(broker: Broker, journal: Journal) -> None:
+def test_results_that_nobody_would_get_are_kept_until_somebody_does(
+    broker: Broker, journal: Journal, output: OutputStore
+) -> None:
     asked = threading.Event()
-    outbox = Outbox(broker.addresses, journal, on_unreachable=asked.set)
+    outbox = Outbox(broker.addresses, journal, output, on_unreachable=asked.set)
     outbox.start()
     assert outbox.connected.wait(PATIENCE_S)
     broker.delete("results")
@@ -274,11 +278,13 @@ def test_results_that_nobody_would_get_are_kept_until_somebody_does(broker: Brok
     assert journal.held() == []
 
 
-def test_a_wrong_password_is_said_in_words_and_the_service_is_asked_at_once(broker: Broker, journal: Journal) -> None:
+def test_a_wrong_password_is_said_in_words_and_the_service_is_asked_at_once(
+    broker: Broker, journal: Journal, output: OutputStore
+) -> None:
     asked = threading.Event()
     right = broker.url
     broker.url = right.replace("farcall:", "farcall:not-")
-    outbox = Outbox(broker.addresses, journal, on_unreachable=asked.set)
+    outbox = Outbox(broker.addresses, journal, output, on_unreachable=asked.set)
     outbox.start()
 
     assert asked.wait(PATIENCE_S)
@@ -291,8 +297,8 @@ def test_a_wrong_password_is_said_in_words_and_the_service_is_asked_at_once(brok
     outbox.stop(timeout_s=PATIENCE_S)
 
 
-def test_a_heartbeat_expires_as_the_service_wants_it_to(broker: Broker, journal: Journal) -> None:
-    outbox = Outbox(broker.addresses, journal, on_unreachable=lambda: None)
+def test_a_heartbeat_expires_as_the_service_wants_it_to(broker: Broker, journal: Journal, output: OutputStore) -> None:
+    outbox = Outbox(broker.addresses, journal, output, on_unreachable=lambda: None)
     outbox.start()
 
     outbox.send_report(StatusReport(ME, {"n": 1}))
@@ -302,13 +308,17 @@ def test_a_heartbeat_expires_as_the_service_wants_it_to(broker: Broker, journal:
 
 
 def test_lines_with_nothing_to_do_keep_their_connections(
-    broker: Broker, journal: Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    broker: Broker,
+    journal: Journal,
+    output: OutputStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(line, "HEARTBEAT_S", 1)
     monkeypatch.setattr(mailbox, "KEEP_ALIVE_S", 0.2)
     taker = Taker(broker.addresses)
     taker.inbox.pause()
-    outbox = Outbox(broker.addresses, journal, on_unreachable=lambda: None)
+    outbox = Outbox(broker.addresses, journal, output, on_unreachable=lambda: None)
     outbox.start()
     assert outbox.connected.wait(PATIENCE_S)
 

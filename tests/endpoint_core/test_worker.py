@@ -250,57 +250,6 @@ def test_importing_the_worker_brings_neither_parsl_nor_kombu() -> None:
     assert printed == "set()\n"
 
 
-def test_what_tasks_print_goes_to_a_file_that_does_not_grow_for_ever(tmp_path: Any) -> None:
-    program = f"""
-import json
-from farcall.serialize import serialize
-from farcall.wire import BatchedTask, FunctionCode, pack_buffers
-from farcall_endpoint import guards, worker
-from farcall_endpoint.calls import Setting, write_call
-guards.MOST_OUTPUT_BYTES = 1000
-def speak(text):
-    print(text)
-code = {{"f": FunctionCode(pack_buffers([serialize(speak)]))}}
-for text in ("x" * 5000, "the end"):
-    task = BatchedTask("t", "f", pack_buffers([serialize((text,)), serialize({{}})]))
-    worker.run_batch(write_call(Setting("e", output_dir={str(tmp_path)!r}), code, [task]))
-"""
-
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-
-    (file,) = tmp_path.iterdir()
-    assert done.stdout == ""
-    assert file.read_text() == "[output up to here was removed, it was over 1000 bytes]\nthe end\n"
-    assert file.stat().st_mode & 0o777 == 0o600
-
-
-def test_a_large_file_to_which_a_task_has_turned_its_output_is_not_emptied(tmp_path: Path) -> None:
-    program = f"""
-import os
-from pathlib import Path
-from farcall_endpoint import guards
-guards.MOST_OUTPUT_BYTES = 1000
-guards.redirect_output({str(tmp_path / "output")!r})
-own = os.open({str(tmp_path / "own")!r}, os.O_WRONLY | os.O_CREAT)
-os.dup2(own, 1)
-os.write(1, b"x" * 5000)
-guards.keep_output_small()
-"""
-
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-    assert (tmp_path / "own").stat().st_size == 5000
-
-
-def test_output_that_was_never_redirected_is_not_emptied(tmp_path: Path) -> None:
-    program = "from farcall_endpoint import guards; guards.MOST_OUTPUT_BYTES = 10; print('x' * 50)"
-
-    with (tmp_path / "out").open("wb") as out:
-        subprocess.run([sys.executable, "-c", f"{program}; guards.keep_output_small()"], stdout=out, check=True)
-
-    assert (tmp_path / "out").stat().st_size == 51
-
-
 def test_a_call_that_is_no_task_batch_is_refused() -> None:
     from farcall.errors import WireError
     from farcall.wire import Command, encode

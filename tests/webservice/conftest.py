@@ -45,6 +45,9 @@ class RecordingOutbox:
         for batch in outgoing:
             self.sent.extend(batch.tasks)
 
+    def heed(self, runner_id: str, *, held: bool) -> None:
+        pass
+
     def forward(self, task_group_ids: Iterable[str]) -> None:
         self.forwarded.extend(task_group_ids)
 

@@ -225,6 +225,32 @@ def test_clients_of_globus_compute_see_a_cancelled_task_as_failed(service: Servi
     assert message.error_details.code == "Cancelled"
 
 
+def test_many_are_cancelled_at_once_and_each_is_answered_for(
+    service: Service, ada: Person, bob: Person, place: Place
+) -> None:
+    _, (first, second, ended) = place.submit(3)
+    _, (foreign,) = Place(bob).submit()
+    service.ledger.record_results(place.endpoint_id, [Result(ended, "11\n3")])
+    nobody = str(uuid.uuid4())
+
+    said = ada.post("/v2/tasks/cancel", {"task_ids": [first, second, ended, foreign, nobody, first]}).done()["results"]
+
+    assert {task_id: (each["task_id"], each["status"], each["cancelled"]) for task_id, each in said.items()} == {
+        first: (first, "cancelled", True),
+        second: (second, "cancelled", True),
+        ended: (ended, "success", False),
+        foreign: (foreign, "unknown", False),
+        nobody: (nobody, "unknown", False),
+    }
+    assert said[foreign]["reason"] == f"Task {foreign} not found"
+    assert "endpoint is told" in said[first]["reason"]
+    assert service.outbox.commands == [(place.endpoint_id, Command("cancel"))]
+    assert {*place.cancellations()} == {first, second}
+    again = ada.post("/v2/tasks/cancel", {"task_ids": [first]}).done()["results"][first]
+    assert again["cancelled"]
+    assert "was cancelled before" in again["reason"]
+
+
 def test_each_task_of_a_race_between_cancelling_and_completion_has_one_end(
     service: Service, ada: Person, place: Place
 ) -> None:

@@ -10,17 +10,21 @@ from sqlalchemy import Row
 from farcall.wire import Command, TaskState
 from farcall_webservice import access
 from farcall_webservice.documents import answer
+from farcall_webservice.errors import ApiError
 from farcall_webservice.extensions import services
 from farcall_webservice.fields import iso
 from farcall_webservice.ledger import Cancelled
 from farcall_webservice.openapi import Blueprint
 from farcall_webservice.schemas import (
     EXAMPLE_ID,
+    UNKNOWN,
     CancelAnswer,
     CancelGroupAnswer,
     CancellationsAnswer,
     CancellationsConfirmed,
     CancellationsQuery,
+    CancelManyAnswer,
+    CancelManyRequest,
     ResultAnswer,
 )
 
@@ -47,17 +51,35 @@ def cancel_task(task_id: str) -> Response:
     """Cancel a task; one that has ended stays as it is, and cancelling twice is no error"""
     own = services()
     access.owned_task(own.ledger, g.caller, task_id)
-    cancelled = own.ledger.cancel([task_id])
-    _tell(cancelled)
-    row = access.owned_task(own.ledger, g.caller, task_id)
-    return answer(
-        {
-            "task_id": task_id,
-            "status": row.state,
-            "cancelled": row.state == TaskState.CANCELLED,
-            "reason": _reason(row, cancelled),
+    return answer(_cancel([task_id])[task_id])
+
+
+@blueprint.operation(
+    "POST",
+    "/v2/tasks/cancel",
+    id="cancelTasks",
+    body=CancelManyRequest,
+    body_example={"task_ids": [EXAMPLE_ID]},
+    answer=CancelManyAnswer,
+    example={
+        "results": {
+            EXAMPLE_ID: {"task_id": EXAMPLE_ID, "status": "cancelled", "cancelled": True, "reason": _AGENT_IS_TOLD}
         }
-    )
+    },
+)
+def cancel_tasks(body: dict[str, Any]) -> Response:
+    """Cancel many tasks; those that are unknown or somebody else's are shown as such"""
+    own = services()
+    wanted = list(dict.fromkeys(body["task_ids"]))
+    limit = own.config.max_batch_tasks
+    if len(wanted) > limit:
+        raise ApiError(413, "BATCH_RUN_TOO_LARGE", f"{len(wanted)} tasks are to be cancelled, the limit is {limit}")
+    mine = [row.id for row in own.ledger.task_summaries(wanted) if row.owner_id == g.caller.id]
+    known = {*mine}
+    unknown = {
+        task_id: _said(task_id, UNKNOWN, f"Task {task_id} not found") for task_id in wanted if task_id not in known
+    }
+    return answer({"results": {**_cancel(mine), **unknown}})
 
 
 @blueprint.operation(
@@ -119,11 +141,29 @@ def _tell(cancelled: Cancelled) -> None:
     own.tell(cancelled.groups)
     for agent_id in cancelled.agents:
         own.dispatcher.command(agent_id, Command("cancel"))
+        # What was cancelled makes room for what is held back.
+        own.dispatcher.heed(agent_id, held=False)
 
 
-def _reason(row: Row[Any], cancelled: Cancelled) -> str:
-    if cancelled.task_ids:
-        return _AGENT_IS_TOLD if cancelled.agents else _NOBODY_IS_TOLD
+def _cancel(task_ids: list[str]) -> dict[str, dict[str, Any]]:
+    """What is to be said of each of the caller's tasks, after it was cancelled if it could be."""
+    own = services()
+    cancelled = own.ledger.cancel(task_ids)
+    _tell(cancelled)
+    new = {*cancelled.task_ids}
+    return {
+        row.id: _said(row.id, row.state, _reason(row, row.id in new, row.runner_id in cancelled.agents))
+        for row in own.ledger.task_summaries(task_ids)
+    }
+
+
+def _said(task_id: str, status: str, reason: str) -> dict[str, Any]:
+    return {"task_id": task_id, "status": status, "cancelled": status == TaskState.CANCELLED, "reason": reason}
+
+
+def _reason(row: Row[Any], is_new: bool, agent_is_told: bool) -> str:
+    if is_new:
+        return _AGENT_IS_TOLD if agent_is_told else _NOBODY_IS_TOLD
     if row.state == TaskState.CANCELLED:
         return f"The task was cancelled before, at {iso(row.completed_at)}"
     return f"The task had ended before, as {row.state} at {iso(row.completed_at)}"

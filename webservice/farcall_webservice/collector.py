@@ -188,6 +188,7 @@ class Collector:
         refused: dict[str, str] = {}
         try:
             self._tell(self._ledger.record_results(sender, results, refused=refused))
+            self._dispatcher.heed(sender, held=False)
         except UNAVAILABLE:
             # The database cannot be used now. All of it will come again.
             raise

@@ -10,6 +10,7 @@ from flask import Response, g
 from sqlalchemy.exc import SQLAlchemyError
 
 from farcall_webservice import auth, queues
+from farcall_webservice.database import cause_of, is_full
 from farcall_webservice.documents import answer
 from farcall_webservice.errors import ApiError
 from farcall_webservice.extensions import services
@@ -86,9 +87,10 @@ def whoami() -> dict[str, Any]:
 def _database_state() -> str:
     try:
         services().database.ping()
+        services().database.try_writing()
     except SQLAlchemyError as error:
-        log.warning("the database cannot be used: %s", error)
-        return "fails"
+        log.warning("the database cannot be used: %s", cause_of(error))
+        return "cannot be written, since its disk is full" if is_full(error) else "fails"
     return "ok"
 
 

@@ -266,14 +266,24 @@ class Submission(Base):
     #: The ledger (one a process) whose dispatcher is to publish it, and until when others leave it alone.
     claimed_by: Mapped[str | None] = mapped_column(Id)
     claimed_until: Mapped[float | None] = mapped_column(Seconds)
+    #: Not null while it is held back, because enough waits on the endpoint's queue. See `ledger.holding`.
+    held_at: Mapped[float | None] = mapped_column(Seconds)
+    task_count: Mapped[int | None] = mapped_column(Integer)
 
     __table_args__ = (
         UniqueConstraint("owner_id", "idempotency_key"),
         Index(
             "ix_submissions_undispatched",
             "created_at",
-            sqlite_where=text("dispatched_at IS NULL"),
-            postgresql_where=text("dispatched_at IS NULL"),
+            sqlite_where=text("dispatched_at IS NULL AND held_at IS NULL"),
+            postgresql_where=text("dispatched_at IS NULL AND held_at IS NULL"),
+        ),
+        Index(
+            "ix_submissions_held",
+            "endpoint_id",
+            "created_at",
+            sqlite_where=text("held_at IS NOT NULL"),
+            postgresql_where=text("held_at IS NOT NULL"),
         ),
         Index("ix_submissions_created", "created_at"),
     )

@@ -20,6 +20,8 @@ LARGEST = 2**63 - 1
 MOST_SECONDS = 1e9
 
 TASK_STATES = [state.value for state in TaskState]
+#: What is said of a task that is not there, among others that are.
+UNKNOWN = "unknown"
 _NEXT_PAGE = "`next` of the answer before; left out for the first page."
 EXAMPLE_ID = "0b2d9a3e-5c1f-4f6e-9d0a-7d1c1e2f3a4b"
 
@@ -79,6 +81,10 @@ class LimitsAnswer(Schema):
     max_request_bytes = fields.Integer(required=True, metadata=_said("Of a whole request's body."))
     max_batch_tasks = fields.Integer(required=True, metadata=_said("Tasks in one request."))
     max_wait_s = fields.Float(required=True, metadata=_said("The longest that a request is held for news."))
+    result_lifetime_s = fields.Integer(required=True, metadata=_said("How long a task is kept after its end."))
+    task_lifetime_s = fields.Integer(
+        required=True, metadata=_said("A task that nothing is heard of for so long is given up, and has failed.")
+    )
     max_log_characters = fields.Integer(
         required=True, metadata=_said("Of what a task prints, the last so many are kept of each stream.")
     )
@@ -433,8 +439,12 @@ class TasksQuery(PageQuery):
 
 
 class TasksAnswer(Schema):
-    tasks = fields.List(fields.Nested(TaskSummary), required=True)
-    next = fields.String(required=True, allow_none=True)
+    tasks = fields.List(
+        fields.Nested(TaskSummary),
+        required=True,
+        metadata=_said("There may be fewer than `limit`, or none, although there is a next page."),
+    )
+    next = fields.String(required=True, allow_none=True, metadata=_said("What to ask for next, as `after`."))
 
 
 class CancelAnswer(Schema):
@@ -442,6 +452,20 @@ class CancelAnswer(Schema):
     status = fields.String(required=True, metadata={"enum": TASK_STATES})
     cancelled = fields.Boolean(required=True, metadata=_said("Whether the task has ended by being cancelled."))
     reason = fields.String(required=True, metadata=_said("What has become of it, for people."))
+
+
+class CancelManyRequest(RequestSchema):
+    task_ids = fields.List(Id(), required=True, validate=Length(max=100_000))
+
+
+class CancelledTask(CancelAnswer):
+    status = fields.String(
+        required=True, metadata={"enum": [*TASK_STATES, UNKNOWN], **_said("`unknown`: there is no such task of yours.")}
+    )
+
+
+class CancelManyAnswer(Schema):
+    results = fields.Dict(keys=fields.String(), values=fields.Nested(CancelledTask), required=True)
 
 
 class CancelGroupAnswer(Schema):

@@ -19,6 +19,7 @@ from farcall_webservice.fields import iso
 from farcall_webservice.ledger import TaskFilter
 from farcall_webservice.openapi import Blueprint
 from farcall_webservice.polling import wait_for
+from farcall_webservice.reasons import reason
 from farcall_webservice.schemas import (
     EXAMPLE_ID,
     BatchStatusAnswer,
@@ -160,7 +161,10 @@ def get_task(query: dict[str, Any], task_id: str) -> Response:
             return now if now.completed_at is not None else None
 
         row = wait_for(row.task_group_id, query["wait"], ended) or row
-    return answer(task_document(row))
+    document = task_document(row)
+    if row.completed_at is None:
+        document["reason"] = reason(own, row)
+    return answer(document)
 
 
 @blueprint.operation("GET", "/v2/tasks", id="findTasks", query=TasksQuery, answer=TasksAnswer)
@@ -176,9 +180,9 @@ def find_tasks(query: dict[str, Any]) -> Response:
     )
     caller: Caller = g.caller
     before = int(query["after"]) if query["after"] is not None else None
-    rows = services().ledger.list_tasks(caller.id, wanted, before=before, limit=query["limit"])
-    more = str(rows[-1].seq) if len(rows) == query["limit"] else None
-    return answer({"tasks": [task_summary(row) for row in rows], "next": more})
+    page = services().ledger.list_tasks(caller.id, wanted, before=before, limit=query["limit"])
+    more = None if page.next is None else str(page.next)
+    return answer({"tasks": [task_summary(row) for row in page.rows], "next": more})
 
 
 @blueprint.operation(

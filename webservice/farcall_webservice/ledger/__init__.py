@@ -7,21 +7,22 @@ carries tasks out after their rows are committed, `collector` brings results in.
 from __future__ import annotations
 
 from farcall_webservice.ledger.book import CLAIM_S, IDS_PER_QUERY
-from farcall_webservice.ledger.cancelling import Cancelling
 from farcall_webservice.ledger.collecting import Collecting
-from farcall_webservice.ledger.dispatching import Dispatching
 from farcall_webservice.ledger.printing import Printing
+from farcall_webservice.ledger.removing import Removing
 from farcall_webservice.ledger.submitting import Submitting
 from farcall_webservice.ledger.values import (
     Cancelled,
     GroupExists,
     KeyReused,
+    Load,
     LogPart,
     Outgoing,
     Receipt,
     Request,
     TaskFilter,
     Unaccounted,
+    UnknownGroup,
 )
 
 __all__ = [
@@ -31,14 +32,16 @@ __all__ = [
     "GroupExists",
     "KeyReused",
     "Ledger",
+    "Load",
     "LogPart",
     "Outgoing",
     "Receipt",
     "Request",
     "TaskFilter",
     "Unaccounted",
+    "UnknownGroup",
 ]
 
 
-class Ledger(Submitting, Dispatching, Collecting, Cancelling, Printing):
+class Ledger(Submitting, Removing, Collecting, Printing):
     """Tasks and their groups, over one database. Each process has one; what it writes, its dispatcher publishes."""

@@ -51,6 +51,6 @@ def in_parts(ids: Sequence[str]) -> Iterator[Sequence[str]]:
         yield ids[start : start + IDS_PER_QUERY]
 
 
-_UNFINISHED = select(task.id, task.task_group_id, task.runner_id).where(task.id.in_(IDS), IS_UNFINISHED)
+_UNFINISHED = select(task.id, task.task_group_id, task.runner_id, task.state).where(task.id.in_(IDS), IS_UNFINISHED)
 #: For databases in which several may write at a time; always in the same order, so that none waits in a circle.
 _UNFINISHED_LOCKED = _UNFINISHED.order_by(task.id).with_for_update()

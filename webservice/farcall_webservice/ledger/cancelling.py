@@ -2,7 +2,8 @@
 
 Whoever locks a task's row first decides how it ends: the one who cancels, or the collector with its result. What the
 agent has to be told stands in `cancellations`, written in the same transaction. It cannot be known whether a task has
-reached its agent already, or is on its way; so every agent that can be told is told of every such task.
+reached its agent already, or is on its way; so every agent that can be told is told of every such task, but of those
+that were held back and have never been sent.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from farcall.wire import TaskState
 from farcall_webservice import foreign
 from farcall_webservice.ledger.book import in_parts
 from farcall_webservice.ledger.ending import Ending, ending
-from farcall_webservice.ledger.tables import CANCELLATIONS, ENDPOINTS, IDS, cancellation, group, task
+from farcall_webservice.ledger.holding import Holding
+from farcall_webservice.ledger.tables import CANCELLATIONS, IDS, cancellation, endpoint, group, task
 from farcall_webservice.ledger.values import Cancelled
 
 #: So many tasks are cancelled in one transaction: others wait for no more than that.
@@ -27,7 +29,7 @@ CODE = "Cancelled"
 REASON = "The task was cancelled by its owner"
 
 
-class Cancelling(Ending):
+class Cancelling(Holding, Ending):
     """See the module."""
 
     def cancel(self, task_ids: Sequence[str]) -> Cancelled:
@@ -59,13 +61,20 @@ class Cancelling(Ending):
         into: Cancelled,
     ) -> None:
         """End locked tasks that their agents may have, and leave word for those."""
+        if not rows:
+            return
         now = time.time()
         how = ending(state, now, reason, code=code)
         into.groups |= self._end(connection, rows, lambda _: how)
         into.task_ids += [row.id for row in rows]
-        agents = _can_be_told(connection, {row.runner_id for row in rows})
+        unsent = self._held_back(connection, [row.id for row in rows])
+        agents = _can_be_told(connection, {row.runner_id for row in rows if row.id not in unsent})
         into.agents |= agents
-        words = [{"task_id": r.id, "runner_id": r.runner_id, "created_at": now} for r in rows if r.runner_id in agents]
+        words = [
+            {"task_id": row.id, "runner_id": row.runner_id, "created_at": now}
+            for row in rows
+            if row.runner_id in agents and row.id not in unsent
+        ]
         if words:
             connection.execute(_LEAVE_WORD, words)
 
@@ -103,7 +112,7 @@ def _can_be_told(connection: Connection, runner_ids: Iterable[str]) -> set[str]:
 _UNFINISHED_OF_GROUP = (
     select(task.id).where(task.task_group_id == bindparam("group"), task.result_seq.is_(None)).limit(bindparam("limit"))
 )
-_RUNNERS = select(ENDPOINTS.c.id, ENDPOINTS.c.details).where(ENDPOINTS.c.id.in_(IDS))
+_RUNNERS = select(endpoint.id, endpoint.details).where(endpoint.id.in_(IDS))
 _LEAVE_WORD = insert(CANCELLATIONS)
 _OF_RUNNER = cancellation.runner_id == bindparam("runner")
 _WORDS = select(cancellation.task_id).where(_OF_RUNNER).order_by(cancellation.created_at).limit(bindparam("limit"))

@@ -35,7 +35,7 @@ class Collecting(Ending):
                 unwritten = {result.task_id for result in results}.difference(row.id for row in rows)
                 refused.update(_strange(connection, unwritten, runner_id))
             now = time.time()
-            return self._end(connection, rows, lambda task_id: _ending(first[task_id], now))
+            return self._end(connection, rows, lambda row: _ending(first[row.id], row.state, now))
 
     def record_states(self, runner_id: str, statuses: Mapping[str, Sequence[Transition]]) -> None:
         """Write what an agent says of its tasks: the latest transition of each that has not ended."""
@@ -100,9 +100,12 @@ def _move(row: Row[Any], transitions: Sequence[Transition], now: float) -> dict[
     return {"of": row.id, "to": to, "lines": "".join(new) if has_room else "", "now": now}
 
 
-def _ending(result: Result, now: float) -> dict[str, Any]:
+def _ending(result: Result, state: str, now: float) -> dict[str, Any]:
     error = result.error_details
-    started = [line(TaskState.RUNNING, t.timestamp / 1e9) for t in result.task_statuses if t.state == EXECUTION_START]
+    earlier = lines_of(result.task_statuses)
+    if TaskState.RUNNING not in {state, *(t.state for t in result.task_statuses)}:
+        starts = [t.timestamp / 1e9 for t in result.task_statuses if t.state == EXECUTION_START]
+        earlier += [line(TaskState.RUNNING, at) for at in starts]
     details = dict(result.details) if result.details is not None else None
     if details is not None and result.task_statuses:
         details["task_transitions"] = {
@@ -112,7 +115,7 @@ def _ending(result: Result, now: float) -> dict[str, Any]:
         TaskState.SUCCESS if error is None else TaskState.FAILED,
         now,
         result.data,
-        earlier="".join([*lines_of(result.task_statuses), *started]),
+        earlier="".join(earlier),
         code=None if error is None else error.code,
         exception_object=result.exception_object,
         details=details,

@@ -14,6 +14,19 @@ from farcall_webservice.ledger.history import line
 from farcall_webservice.ledger.tables import IDS, IS_UNFINISHED, OF_RUNNER, SUBMISSIONS, TASKS, submission, task
 from farcall_webservice.ledger.values import REPORTABLE_STATES, Outgoing, Unaccounted
 
+#: What was sent so often, and each time lost before it had ended, is not sent again.
+MOST_SENDS = 10
+NEVER_ARRIVED = (
+    f"This task was sent to its endpoint {MOST_SENDS} times, and lost each time before it had ended: its agent, or the "
+    "broker, loses what it is sent. Look into the agent's log, and submit the task again"
+)
+NOT_TWICE = (
+    "The endpoint has lost this task when it may have been started already, and with max_retries 0 it is not started "
+    "twice"
+)
+#: An agent that says this of a task has handed it to its engine.
+_MAY_HAVE_STARTED = frozenset({TaskState.WAITING_FOR_LAUNCH, TaskState.RUNNING})
+
 
 class Dispatching(Book):
     """See the module."""
@@ -27,7 +40,7 @@ class Dispatching(Book):
         with self._database.reading() if alone else self._database.writing() as connection:
             submission_ids = self._undispatched_ids(connection, alone=alone, limit=limit)
             batches = {
-                batch.submission_id: batch for batch in _outgoing(connection, submission_ids, of_submissions=True)
+                batch.submission_id: batch for batch in outgoing(connection, submission_ids, of_submissions=True)
             }
         # A submission whose tasks have all ended has nothing to send, yet wants to be marked.
         return [batches.get(each) or Outgoing(each, "", []) for each in submission_ids]
@@ -89,6 +102,21 @@ class Dispatching(Book):
         with self._database.reading() as connection:
             return list(connection.execute(_OWNERS_OF_RUNNER, {"runner": runner_id}).scalars())
 
+    def hopeless(self, task_ids: Iterable[str], *, were_taken: bool) -> dict[str, str]:
+        """Those of these lost tasks that must not be sent again, and why.
+
+        ``were_taken`` says that whoever had them may have started every one of them, even if it has not said so.
+        """
+        reasons: dict[str, str] = {}
+        with self._database.reading() as connection:
+            for some in in_parts(sorted(task_ids)):
+                for row in connection.execute(_LOST, {"ids": some}):
+                    if (row.options or {}).get("max_retries") == 0 and (were_taken or row.state in _MAY_HAVE_STARTED):
+                        reasons[row.id] = NOT_TWICE
+                    elif row.history.count(f"{TaskState.WAITING_FOR_EP} ") >= MOST_SENDS:
+                        reasons[row.id] = NEVER_ARRIVED
+        return reasons
+
     def resend(self, task_ids: Sequence[str], *, as_lost: bool = True) -> list[Outgoing]:
         """Return tasks that go out once more; those that have ended meanwhile are left out.
 
@@ -99,10 +127,10 @@ class Dispatching(Book):
             unfinished = [row.id for row in self._unfinished(connection, task_ids, None)]
             for some in in_parts(unfinished if as_lost else ()):
                 connection.execute(_SEND_AGAIN, {"ids": some, "now": now, "line": line(TaskState.WAITING_FOR_EP, now)})
-            return _outgoing(connection, unfinished, of_submissions=False)
+            return outgoing(connection, unfinished, of_submissions=False)
 
 
-def _outgoing(connection: Connection, ids: Sequence[str], *, of_submissions: bool) -> list[Outgoing]:
+def outgoing(connection: Connection, ids: Sequence[str], *, of_submissions: bool) -> list[Outgoing]:
     """The unfinished ones of these tasks, or of the tasks of these submissions, by submission; oldest first."""
     query: Executable = _OUTGOING_BY_SUBMISSION if of_submissions else _OUTGOING_BY_TASK
     batches: dict[str, Outgoing] = {}
@@ -110,13 +138,20 @@ def _outgoing(connection: Connection, ids: Sequence[str], *, of_submissions: boo
     for some in in_parts(ids):
         for row in connection.execute(query, {"ids": some}):
             tasks[row.submission_id].append(BatchedTask(row.id, row.function_id, row.payload, row.options or {}))
-            batches[row.submission_id] = Outgoing(row.submission_id, row.runner_id, tasks[row.submission_id])
+            batches[row.submission_id] = Outgoing(
+                row.submission_id, row.runner_id, tasks[row.submission_id], is_new=of_submissions
+            )
     return list(batches.values())
 
 
+_LOST = (
+    select(task.id, task.state, task.history, submission.options)
+    .join(SUBMISSIONS, submission.id == task.submission_id)
+    .where(task.id.in_(IDS), IS_UNFINISHED)
+)
 _UNDISPATCHED = (
     select(submission.id)
-    .where(submission.dispatched_at.is_(None))
+    .where(submission.dispatched_at.is_(None), submission.held_at.is_(None))
     .order_by(submission.created_at)
     .limit(bindparam("limit"))
 )

@@ -19,23 +19,23 @@ class Ending(Book):
     """See the module."""
 
     def _end(
-        self, connection: Connection, rows: Sequence[Row[Any]], ending_of: Callable[[str], dict[str, Any]]
+        self, connection: Connection, rows: Sequence[Row[Any]], ending_of: Callable[[Row[Any]], dict[str, Any]]
     ) -> set[str]:
         """End these tasks, which this transaction has locked. Returns the groups that have news.
 
-        ``ending_of`` makes what :func:`ending` returns from a task's id.
+        ``ending_of`` makes what :func:`ending` returns from a task's row.
         """
-        by_group: dict[str, list[str]] = defaultdict(list)
+        by_group: dict[str, list[Row[Any]]] = defaultdict(list)
         for row in rows:
-            by_group[row.task_group_id].append(row.id)
+            by_group[row.task_group_id].append(row)
         updates = []
         # Always in the same order, so that two collectors cannot wait for each other.
         for group_id in sorted(by_group):
-            task_ids = by_group[group_id]
-            numbering = {"of": group_id, "more": len(task_ids)}
+            of_group = by_group[group_id]
+            numbering = {"of": group_id, "more": len(of_group)}
             last = connection.execute(_NUMBER_RESULTS, numbering).scalar_one()
-            numbered = enumerate(task_ids, last - len(task_ids) + 1)
-            updates += [{"of": task_id, "number": number, **ending_of(task_id)} for number, task_id in numbered]
+            numbered = enumerate(of_group, last - len(of_group) + 1)
+            updates += [{"of": row.id, "number": number, **ending_of(row)} for number, row in numbered]
         if updates:
             connection.execute(_END_TASK, updates)
         if by_group and not self._database.is_sqlite:

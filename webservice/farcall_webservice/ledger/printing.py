@@ -91,8 +91,9 @@ def _rows(pieces: Sequence[Output], limit: int) -> dict[tuple[str, str, int], di
 def _known(connection: Connection, runner_id: str, task_ids: Collection[str]) -> set[str]:
     """Those of these tasks that the runner has."""
     known = set()
+    query = _RUNNER_OF if connection.dialect.name == "sqlite" else _RUNNER_OF_LOCKED
     for some in in_parts(sorted(task_ids)):
-        for row in connection.execute(_RUNNER_OF, {"ids": some}):
+        for row in connection.execute(query, {"ids": some}):
             if row.runner_id == runner_id:
                 known.add(row.id)
             else:
@@ -101,6 +102,8 @@ def _known(connection: Connection, runner_id: str, task_ids: Collection[str]) ->
 
 
 _RUNNER_OF = select(task.id, task.runner_id).where(task.id.in_(IDS))
+#: So that they are not removed before their output is there, which would stay then.
+_RUNNER_OF_LOCKED = _RUNNER_OF.order_by(task.id).with_for_update(read=True, key_share=True)
 _sqlite, _postgres = sqlite.insert(OUTPUT), postgresql.insert(OUTPUT)
 _KEY = [output.task_id, output.stream, output.start]
 _KEEP_SQLITE = _sqlite.on_conflict_do_update(

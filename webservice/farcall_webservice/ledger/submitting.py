@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select
+from sqlalchemy import Connection, bindparam, case, exists, insert, null, select
 from sqlalchemy.exc import IntegrityError
 
 from farcall.wire import BatchedTask, TaskState
+from farcall_webservice.ids import new_id, new_ids
 from farcall_webservice.ledger.history import line
 from farcall_webservice.ledger.reading import Reading
-from farcall_webservice.ledger.tables import GROUPS, SUBMISSIONS, TASKS, submission, task
-from farcall_webservice.ledger.values import GroupExists, KeyReused, Outgoing, Receipt, Request
+from farcall_webservice.ledger.tables import GROUPS, SUBMISSIONS, TASKS, group, submission, task
+from farcall_webservice.ledger.values import GroupExists, KeyReused, Outgoing, Receipt, Request, UnknownGroup
 
 
 class Submitting(Reading):
@@ -37,12 +37,13 @@ class Submitting(Reading):
         """Write a request's tasks; when this returns they are committed.
 
         See :class:`Request`. A ``task_group_id`` must be one of :meth:`task_group_owner`'s; without one a group is
-        made, under ``new_group_id`` if that is given. Raises :class:`KeyReused`.
+        made, under ``new_group_id`` if that is given. Raises :class:`KeyReused`, or
+        :class:`UnknownGroup` where the group has been removed meanwhile.
         """
         request = Request(
             owner_id, endpoint_id, runner_id or endpoint_id, payloads, options or {}, idempotency_key, digest
         )
-        new_group_id = new_group_id or str(uuid.uuid4())
+        new_group_id = new_group_id or new_id()
         try:
             return self._submit([request], task_group_id, new_group_id)[0]
         except IntegrityError:
@@ -67,6 +68,12 @@ class Submitting(Reading):
         now = time.time()
         receipts = []
         with self._database.writing() as connection:
+            if task_group_id is not None:
+                # Locked, so that it is not removed as one without tasks in this very moment.
+                lock = _GROUP if self._database.is_sqlite else _GROUP_LOCKED
+                if connection.execute(lock, {"group": task_group_id}).one_or_none() is None:
+                    self._group_owners.pop(task_group_id, None)
+                    raise UnknownGroup(task_group_id)
             for request in requests:
                 if request.idempotency_key is not None:
                     earlier = _earlier_receipt(connection, request.owner_id, request.idempotency_key, request.digest)
@@ -83,8 +90,8 @@ class Submitting(Reading):
         return receipts
 
     def _add(self, connection: Connection, request: Request, task_group_id: str, now: float) -> Receipt:
-        submission_id = str(uuid.uuid4())
-        connection.execute(
+        submission_id = new_id()
+        held_at = connection.execute(
             _ADD_SUBMISSION,
             {
                 "id": submission_id,
@@ -97,8 +104,11 @@ class Submitting(Reading):
                 "created_at": now,
                 "claimed_by": self._claimant,
                 "claimed_until": self._claimed_until(now),
+                "task_count": sum(map(len, request.payloads.values())),
+                "after_others_of": request.endpoint_id,
+                "since": now,
             },
-        )
+        ).scalar_one()
         shared = {
             "owner_id": request.owner_id,
             "submission_id": submission_id,
@@ -113,13 +123,15 @@ class Submitting(Reading):
         ids: dict[str, list[str]] = {}
         rows: list[dict[str, Any]] = []
         for function_id, texts in request.payloads.items():
-            ids[function_id] = [str(uuid.uuid4()) for _ in texts]
+            ids[function_id] = new_ids(len(texts))
             rows.extend(
                 {"id": task_id, "function_id": function_id, "payload": payload, **shared}
                 for task_id, payload in zip(ids[function_id], texts, strict=True)
             )
         if rows:
             connection.execute(_ADD_TASKS, rows)
+        if held_at is not None:
+            return Receipt(submission_id, task_group_id, request.endpoint_id, ids, is_held=True)
         tasks = [BatchedTask(row["id"], row["function_id"], row["payload"], request.options) for row in rows]
         outgoing = [Outgoing(submission_id, request.runner_id, tasks, self._claimed_until(now))]
         return Receipt(submission_id, task_group_id, request.endpoint_id, ids, outgoing)
@@ -137,7 +149,24 @@ def _earlier_receipt(connection: Connection, owner_id: str, key: str, digest: st
     return Receipt(earlier.id, earlier.task_group_id, earlier.endpoint_id, ids)
 
 
-_ADD_GROUP, _ADD_SUBMISSION, _ADD_TASKS = insert(GROUPS), insert(SUBMISSIONS), insert(TASKS)
+_GROUP = select(group.id).where(group.id == bindparam("group"))
+_GROUP_LOCKED = _GROUP.with_for_update(read=True, key_share=True)
+_ADD_GROUP, _ADD_TASKS = insert(GROUPS), insert(TASKS)
+_earlier = SUBMISSIONS.alias("earlier").c
+#: It is held back if others for the same endpoint are, as it comes after them. Found out on the way, at no cost.
+_ADD_SUBMISSION = (
+    insert(SUBMISSIONS)
+    .values(
+        held_at=case(
+            (
+                exists().where(_earlier.endpoint_id == bindparam("after_others_of"), _earlier.held_at.is_not(None)),
+                bindparam("since", type_=submission.held_at.type),
+            ),
+            else_=null(),
+        )
+    )
+    .returning(submission.held_at)
+)
 
 _SUBMISSION_OF_KEY = select(submission.id, submission.digest, submission.task_group_id, submission.endpoint_id).where(
     submission.owner_id == bindparam("owner"), submission.idempotency_key == bindparam("key")

@@ -17,7 +17,7 @@ assert isinstance(Submission.__table__, Table) and isinstance(Endpoint.__table__
 assert isinstance(Cancellation.__table__, Table) and isinstance(TaskOutput.__table__, Table)
 TASKS, GROUPS, SUBMISSIONS = Task.__table__, TaskGroup.__table__, Submission.__table__
 CANCELLATIONS, OUTPUT, ENDPOINTS = Cancellation.__table__, TaskOutput.__table__, Endpoint.__table__
-task, group, submission = TASKS.c, GROUPS.c, SUBMISSIONS.c
+task, group, submission, endpoint = TASKS.c, GROUPS.c, SUBMISSIONS.c, ENDPOINTS.c
 cancellation, output = CANCELLATIONS.c, OUTPUT.c
 
 IDS: BindParameter[Any] = bindparam("ids", expanding=True)

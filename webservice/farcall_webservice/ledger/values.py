@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy import Row
+
 from farcall.wire import BatchedTask, TaskState
 
 #: What an agent may say of a task that has not ended. All else is the ledger's own to say.
@@ -15,6 +17,10 @@ REPORTABLE_STATES = frozenset({TaskState.WAITING_FOR_NODES, TaskState.WAITING_FO
 
 class KeyReused(Exception):
     """An idempotency key came again with a different request."""
+
+
+class UnknownGroup(Exception):
+    """A group is not there: it was removed, as its tasks were."""
 
 
 class GroupExists(Exception):
@@ -30,6 +36,8 @@ class Outgoing:
     tasks: Sequence[BatchedTask]
     #: Until when no other process publishes it (seconds since 1970).
     claimed_until: float = math.inf
+    #: Whether it may be held back: not what was sent already, or is let go after it was held back.
+    is_new: bool = True
 
     @property
     def characters(self) -> int:
@@ -38,7 +46,7 @@ class Outgoing:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a submitter is told; ``outgoing`` is empty where the request had been answered before."""
+    """What a submitter is told; ``outgoing`` is empty where the request had been answered before, or is held back."""
 
     request_id: str
     task_group_id: str
@@ -46,6 +54,15 @@ class Receipt:
     #: Function id -> task ids, in the order of the request's payloads.
     tasks: Mapping[str, list[str]]
     outgoing: Sequence[Outgoing] = ()
+    is_held: bool = False
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much waits somewhere: tasks, and about how many bytes of arguments."""
+
+    tasks: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -75,6 +92,14 @@ class TaskFilter:
     task_group_id: str | None = None
     created_after: float | None = None
     created_before: float | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some rows of a listing, and where the next page begins (``before`` of it); None if there is none."""
+
+    rows: Sequence[Row[Any]]
+    next: int | None
 
 
 @dataclass
