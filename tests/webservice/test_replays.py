@@ -1,4 +1,4 @@
-"""Messages come again, in another order or long after their time: nothing loops, and what is recorded stays as it is."""
+"""Messages come again, in another order or long after their time: nothing loops, and what is recorded stays."""
 
 from __future__ import annotations
 
