@@ -99,7 +99,7 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_worker(service: RunningService) -> Iterator[RunningEndpoint]:
     with running_endpoint(service, "one-worker", ONE_WORKER) as running:
         yield running
