@@ -36,6 +36,8 @@ class Seen:
     #: What was wrong with what came of it; "" if nothing was, None while nothing has come.
     fault: str | None = None
     was_cancelled: bool = False
+    #: It was cancelled before the service had answered, and the service hears of that later.
+    was_cancelled_early: bool = False
 
     @property
     def task_id(self) -> str | None:
@@ -157,8 +159,12 @@ class StormClient:
         seen.ended_at = time.monotonic()
         seen.was_cancelled = future.cancelled()
         seen.fault = wrong_with(seen.task, of_future(future))
-        # A million characters each.
-        seen.future = _Ended(seen.future.task_id)
+        if seen.was_cancelled:
+            # It may yet be told its id.
+            seen.was_cancelled_early = seen.future.task_id is None
+        else:
+            # Its result may have a million characters.
+            seen.future = _Ended(seen.future.task_id)
         self._room.release()
         with self._ended:
             self.ended += 1

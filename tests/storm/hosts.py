@@ -93,9 +93,15 @@ class Disk:
 
     def fill(self) -> None:
         """Leave no room: as if others had written it full."""
-        found = os.statvfs(self.folder)
-        used = (found.f_blocks - found.f_bfree) * found.f_frsize
-        self._resize(max(used, found.f_frsize))
+        while True:
+            found = os.statvfs(self.folder)
+            used = (found.f_blocks - found.f_bfree) * found.f_frsize
+            try:
+                self._resize(max(used, found.f_frsize))
+                return
+            except OSError:
+                # Somebody wrote between the look and the change; a disk cannot be smaller than what is on it.
+                time.sleep(0.01)
 
     def empty(self) -> None:
         """Give the room back."""

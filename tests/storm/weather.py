@@ -125,7 +125,13 @@ class Storm:
         fault, _ = self._faults[planned.fault]
         at = time.monotonic()
         log.info("%6.1f s: fault %d, %s for %.1f s", at - began, planned.number, planned.fault, planned.hold_s)
-        victim = faults.strike(self._world, fault, planned, self._over)
+        try:
+            victim = faults.strike(self._world, fault, planned, self._over)
+        # The storm goes on; but this was not the storm that the seed stands for.
+        except Exception as error:
+            log.exception("fault %d", planned.number)
+            self.violations.append(f"fault {planned.number}, {planned.fault}, could not be had: {error}")
+            victim = None
         if victim is None:
             log.info("fault %d found nobody to hit", planned.number)
         over_at = time.monotonic()
