@@ -368,7 +368,9 @@ class Engine:
             found = verdicts.on_return(call, alone=True)
         elif isinstance(error, WorkerEnded):
             what = attempts.what_happened(error)
-            log.warning("%s (%s), while it had a call of %d tasks", what, error.cause, len(call.tasks))
+            # A worker that was told to end is nothing to worry about.
+            level = logging.WARNING if error.cause == "died" else logging.INFO
+            log.log(level, "%s (%s), while it had a call of %d tasks", what, error.cause, len(call.tasks))
             found = verdicts.on_worker_ended(call, error, limit_s=self._setting.task_timeout_s)
         else:
             log.warning("a call of %d tasks was lost: %s", len(call.tasks), error)
