@@ -308,6 +308,21 @@ def test_only_allowed_functions_run(stand_in: Any, directory: Path) -> None:
     assert stand_in.registrations[0][2]["allowed_functions"] == list(allowed)
 
 
+def test_a_task_that_may_take_longer_than_any_block_lives_is_refused_with_both_numbers(
+    stand_in: Any, directory: Path
+) -> None:
+    running = InThread(EndpointConfig("ep", directory, engine=EngineConfig(init_blocks=0, walltime_s=600)))
+    try:
+        assert running.ready.wait(60)
+        (result,) = stand_in.wait_for_results(stand_in.submit(double, [1], options={"timeout_s": 601}))
+    finally:
+        running.stop()
+
+    assert result.error_details.code == "TimeLimitTooLong"
+    assert "601 s" in result.data
+    assert "600 s" in result.data
+
+
 def test_under_steady_work_the_journal_is_tidied_up_and_a_task_that_the_engine_lost_runs(
     stand_in: Any, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
