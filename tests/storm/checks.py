@@ -80,8 +80,8 @@ def starts(world: World, client: StormClient) -> tuple[Counter[int], list[str]]:
         count = counts[seen.task.key]
         if count > 1 and seen.task.kind.options.get("max_retries") == 0:
             found.append(f"{seen.task.kind.name} task {seen.task.key} ({seen.task_id}) was started {count} times")
-        if count == 0 and seen.fault == "" and not seen.was_cancelled:
-            found.append(f"{seen.task.kind.name} task {seen.task.key} ({seen.task_id}) has a result and never started")
+        if count == 0 and seen.has_value:
+            found.append(f"{seen.task.kind.name} task {seen.task.key} ({seen.task_id}) has a value and never started")
     return counts, found
 
 

@@ -35,6 +35,7 @@ class Seen:
     ended_at: float | None = None
     #: What was wrong with what came of it; "" if nothing was, None while nothing has come.
     fault: str | None = None
+    has_value: bool = False
     was_cancelled: bool = False
     #: It was cancelled before the service had answered, and the service hears of that later.
     was_cancelled_early: bool = False
@@ -158,7 +159,9 @@ class StormClient:
     def _note(self, seen: Seen, future: Future[Any]) -> None:
         seen.ended_at = time.monotonic()
         seen.was_cancelled = future.cancelled()
-        seen.fault = wrong_with(seen.task, of_future(future))
+        outcome = of_future(future)
+        seen.has_value = outcome.error is None
+        seen.fault = wrong_with(seen.task, outcome)
         if seen.was_cancelled:
             # It may yet be told its id.
             seen.was_cancelled_early = seen.future.task_id is None
