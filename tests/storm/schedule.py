@@ -41,12 +41,11 @@ def tasks(seed: int, count: int) -> Iterator[Task]:
 
 
 def strikes(seed: int, count: int, faults: Mapping[str, float], *, longest_s: float) -> Sequence[Strike]:
-    """So many faults: each one once, in any order, and then at random by weight; none is held longer than so."""
+    """So many faults, or each one once: in any order, then at random by weight; none is held longer than so."""
     chance = random.Random(f"faults {seed}")
     order = list(faults)
     chance.shuffle(order)
-    more = max(0, count - len(order))
-    order += chance.choices(list(faults), list(faults.values()), k=more)
+    order += chance.choices(list(faults), list(faults.values()), k=max(0, count - len(order)))
     return [
         Strike(
             number,
@@ -57,5 +56,5 @@ def strikes(seed: int, count: int, faults: Mapping[str, float], *, longest_s: fl
             pick=round(chance.random(), 3),
             overlaps=chance.random() < 0.25,
         )
-        for number, fault in enumerate(order[: max(count, 0)] if count else order)
+        for number, fault in enumerate(order[: count or None])
     ]

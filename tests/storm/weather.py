@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import shutil
 import threading
 import time
 from collections import Counter
@@ -24,6 +25,8 @@ PATIENCE_S = 240.0
 START_S = 60.0
 #: Within which work goes on after a fault is over.
 RECOVERY_S = 90.0
+#: Of a file that is kept to be looked at.
+MOST_KEPT_BYTES = 200_000_000
 
 
 class Storm:
@@ -157,8 +160,6 @@ def storm(
 
 def _keep_evidence(world: World) -> None:
     """The small disks end with the storm; what is on them is copied to where the logs are."""
-    import shutil
-
     for name, disk in world.disks.items():
         shutil.copytree(
             disk.folder,
@@ -171,10 +172,8 @@ def _keep_evidence(world: World) -> None:
 
 
 def _copied(source: str, target: str) -> None:
-    import shutil
-
     try:
-        if Path(source).stat().st_size < 200_000_000:
+        if Path(source).stat().st_size < MOST_KEPT_BYTES:
             shutil.copy2(source, target)
     except OSError as error:
         log.info("not kept: %s", error)
