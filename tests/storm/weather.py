@@ -38,6 +38,11 @@ class Storm:
         self._world = world
         self._seed = seed
         self._faults = faults.of(world)
+        unknown = set(only) - self._faults.keys()
+        if unknown:
+            raise ValueError(
+                f"no fault here is called {', '.join(sorted(unknown))}; there are {', '.join(self._faults)}"
+            )
         weights = {name: weight for name, (_, weight) in self._faults.items() if not only or name in only}
         self._strikes = schedule.strikes(seed, strikes, weights, longest_s=longest_s)
         self._tasks = schedule.tasks(seed, tasks)
