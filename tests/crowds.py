@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -83,13 +84,14 @@ class _Share:
             # Not all in the same moment, as real ones would not be.
             ids = list(self._registrations)
             began = time.monotonic()
-            due = [(began + self._period_s * place / len(ids), each) for place, each in enumerate(ids)]
+            apart_s = min(self._period_s / len(ids), 0.01)
+            due = deque((began + apart_s * place, each) for place, each in enumerate(ids))
             while not self._stopping.is_set():
                 with contextlib.suppress(TimeoutError):
                     connection.drain_events(timeout=min(0.2, max(0.001, due[0][0] - time.monotonic())))
                 self._answer()
                 while due[0][0] <= time.monotonic():
-                    at, endpoint_id = due.pop(0)
+                    at, endpoint_id = due.popleft()
                     self._report(endpoint_id)
                     due.append((at + self._period_s, endpoint_id))
 
@@ -159,8 +161,13 @@ process, endpoint_id, executors, tasks = int(sys.argv[1]), sys.argv[2], int(sys.
 client = Client()
 function_id = client.register_function(with_its_executor)
 began = time.perf_counter()
-groups = [client.transport.post("/v3/endpoints/" + endpoint_id + "/submit", {"tasks": {}})["task_group_id"]
-          for _ in range(executors)]
+
+def new_group():
+    batch = client.create_batch()
+    batch.add(function_id, (0, 0), {})
+    return client.batch_run(endpoint_id, batch)["task_group_id"]
+
+groups = [new_group() for _ in range(executors)]
 made = [Executor(endpoint_id, client=client, task_group_id=group) for group in groups]
 futures = [[executor.submit_to_registered_function(function_id, (number, value)) for value in range(tasks)]
            for number, executor in enumerate(made)]

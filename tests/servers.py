@@ -246,7 +246,7 @@ class PrivateRabbitMQ(_Server):
         self._names: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        if self._names is None:
+        if self._names is None or self._names.poll() is not None:
             # Otherwise the node starts the name server itself, as a daemon that nobody ends.
             epmd = _find("epmd", _RABBITMQ_FOLDERS)
             self._names = _popen([*self._prefix, str(epmd)], self._environment)

@@ -129,7 +129,13 @@ class Agent:
             listener=self._writer,
         )
         ask = self._ask_for_addresses
-        self._outbox = Outbox(registration.addresses, self._journal, self._output, on_unreachable=ask)
+        self._outbox = Outbox(
+            registration.addresses,
+            self._journal,
+            self._output,
+            on_unreachable=ask,
+            on_disk_trouble=self._writer.failed,
+        )
         watching = Watching(self._engine, self._output, on_output=self._outbox.output_waiting)
         self._supervisor = Supervisor(self._config, self._provider, self._engine, runs_dir=runs_dir, watcher=watching)
         self._cancellations = Cancellations(

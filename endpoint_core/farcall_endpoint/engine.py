@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -95,7 +96,7 @@ class Engine:
                 if unfinished.cancelled:
                     self._results.append(attempts.cancelled(held.task.task_id, held.attempts))
                 elif unfinished.handed_over and held.kind.once:
-                    reason = "it was handed to a worker before this endpoint was started, and how it ended is not known"
+                    reason = "it was handed to a worker before, and how it ended is not known any more"
                     self._results.append(attempts.not_again(held.task.task_id, held.attempts, reason))
                 else:
                     self._backlog.add(held)
@@ -316,8 +317,9 @@ class Engine:
         call.number = future.parsl_executor_task_id
         self._calls[future] = self._numbers[call.number] = call
         self._unfollowed.append(future)
+        now = time.time_ns()
         for held in call.tasks:
-            held.enter(TaskState.WAITING_FOR_LAUNCH)
+            held.enter(TaskState.WAITING_FOR_LAUNCH, at=now)
         return True
 
     def _context(self, call: Call) -> dict[str, Any]:
@@ -366,7 +368,9 @@ class Engine:
             found = verdicts.on_return(call, alone=True)
         elif isinstance(error, WorkerEnded):
             what = attempts.what_happened(error)
-            log.warning("%s (%s), while it had a call of %d tasks", what, error.cause, len(call.tasks))
+            # A worker that was told to end is nothing to worry about.
+            level = logging.WARNING if error.cause == "died" else logging.INFO
+            log.log(level, "%s (%s), while it had a call of %d tasks", what, error.cause, len(call.tasks))
             found = verdicts.on_worker_ended(call, error, limit_s=self._setting.task_timeout_s)
         else:
             log.warning("a call of %d tasks was lost: %s", len(call.tasks), error)
@@ -395,8 +399,9 @@ class Engine:
         self._results.append(result)
 
     def _put_back(self, call: Call) -> None:
+        now = time.time_ns()
         for held in call.tasks:
-            held.enter(TaskState.WAITING_FOR_NODES)
+            held.enter(TaskState.WAITING_FOR_NODES, at=now)
         self._backlog.put_back(call.kind, call.code, call.tasks)
 
     def _end_unwanted(self) -> None:

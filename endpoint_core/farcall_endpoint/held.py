@@ -37,16 +37,19 @@ class Held:
     cancelled: bool = False
     #: How often it came back without having begun.
     returns: int = 0
-    #: Where it is, since when, and what of that was told last.
-    now: Transition = field(default_factory=lambda: _transition(TaskState.WAITING_FOR_NODES))
+    #: Where it is, since when (by the calendar and by the monotonic clock), and whether that was told.
+    state: TaskState = TaskState.WAITING_FOR_NODES
+    at: int = field(default_factory=time.time_ns)
     since: float = field(default_factory=time.monotonic)
-    told: Transition | None = None
+    note: str = ""
+    is_told: bool = False
     untold: list[Attempt] = field(default_factory=list)
 
-    def enter(self, state: TaskState, *, at: int | None = None, note: str = "") -> None:
-        """It is somewhere else from now on, or from that moment (nanoseconds since 1970) on."""
-        self.now = _transition(state, at, note)
+    def enter(self, state: TaskState, *, at: int, note: str = "") -> None:
+        """It is somewhere else, since that moment (nanoseconds since 1970)."""
+        self.state, self.at, self.note = state, at, note
         self.since = time.monotonic()
+        self.is_told = False
 
     def attempted(self, attempt: Attempt) -> None:
         self.attempts.append(attempt)
@@ -57,11 +60,10 @@ class Held:
         """What has not been told yet. Where it waits only if it has waited there for so long."""
         found = [attempt.transition for attempt in self.untold]
         self.untold.clear()
-        if self.told is not self.now and (
-            self.now.state == TaskState.RUNNING or time.monotonic() - self.since > older_than_s
-        ):
-            self.told = self.now
-            found.append(self.now)
+        is_of_interest = self.state is TaskState.RUNNING or time.monotonic() - self.since > older_than_s
+        if is_of_interest and not self.is_told:
+            self.is_told = True
+            found.append(Transition(self.at, self.state.value, "endpoint", self.note))
         return found
 
 
@@ -89,7 +91,3 @@ class Load:
     payload_bytes: int
     calls: int
     workers: int
-
-
-def _transition(state: TaskState, at: int | None = None, note: str = "") -> Transition:
-    return Transition(time.time_ns() if at is None else at, state.value, "endpoint", note)

@@ -24,6 +24,9 @@ SCHEMA_VERSION = 2
 #: The states of a row in ``tasks``.
 HELD, FINISHED, SENT = 0, 1, 2
 
+#: No database is smaller.
+LEAST_BYTES = 512
+
 #: What makes the tables of one version from those of the one before it.
 _STEPS = (
     (
@@ -87,8 +90,9 @@ class Opened:
                 if beside.exists() and beside.stat().st_size:
                     raise self._damaged(f"there is a {beside.name} without it")
                 _make(path)
-            elif not path.stat().st_size:
-                raise self._damaged("it is empty")
+            elif path.stat().st_size < LEAST_BYTES:
+                # SQLite would take it for a new database, and write over it.
+                raise self._damaged(f"only {path.stat().st_size} bytes of it are there")
             promised = _frames_promised(path)
             self.db = sqlite3.connect(path, check_same_thread=False)
             try:
@@ -120,7 +124,9 @@ class Opened:
 
     def _bring_up_to_date(self) -> None:
         (version,) = self.db.execute("PRAGMA user_version").fetchone()
-        if not 0 < version <= SCHEMA_VERSION:
+        if version == 0:
+            raise sqlite3.DatabaseError("it is a database of something else")
+        if version > SCHEMA_VERSION:
             raise JournalError(
                 f"the journal {self.path} was written by another version (its schema is {version}, ours is "
                 f"{SCHEMA_VERSION}). Start that version once more to finish its tasks, or move the file away."

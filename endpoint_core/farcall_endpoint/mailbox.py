@@ -169,9 +169,16 @@ class Outbox(Line):
     """Sends what the journal holds unsent, the latest status report, and what tasks have printed."""
 
     def __init__(
-        self, addresses: Addresses, journal: Journal, output: OutputStore, *, on_unreachable: Callable[[], None]
+        self,
+        addresses: Addresses,
+        journal: Journal,
+        output: OutputStore,
+        *,
+        on_unreachable: Callable[[], None],
+        on_disk_trouble: Callable[[sqlite3.Error], None] = lambda error: None,
     ) -> None:
         super().__init__("outbox", addresses, on_unreachable)
+        self._on_disk_trouble = on_disk_trouble
         self._journal = journal
         self._output = output
         # Sent, and the journal does not know it yet.
@@ -275,7 +282,8 @@ class Outbox(Line):
                 self._unnoted = []
             return True
         except sqlite3.Error as error:
-            log.error("the journal cannot note that results were sent, trying again: %s", error)
+            log.debug("the journal cannot note that results were sent, trying again: %s", error)
+            self._on_disk_trouble(error)
             return False
 
     def _send_output(self, producer: Producer) -> None:

@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 #: How often the log says that it is still so.
 SAY_AGAIN_S = 60.0
 
+#: How long after the last failure the trouble counts as over: where there is room for a little, much may still fail.
+OVER_AFTER_S = 5.0
+
 
 class Writer:
     """The engine's listener. ``on_results`` is called when there are more results in the journal."""
@@ -34,6 +37,7 @@ class Writer:
         self._not_started: list[str] = []
         self._error: sqlite3.Error | None = None
         self._since = ""
+        self._failed_at = 0.0
         self._say_next = 0.0
         #: How many results there have been.
         self.finished = 0
@@ -99,7 +103,7 @@ class Writer:
             except sqlite3.Error as error:
                 self.failed(error)
                 return
-            if self._error is not None:
+            if self._error is not None and time.monotonic() - self._failed_at >= OVER_AFTER_S:
                 log.warning("the journal can be written again; it could not since %s", self._since)
                 self._error = None
             self.finished += number
@@ -110,8 +114,8 @@ class Writer:
         """The journal could not be written."""
         if self._error is None:
             self._since = datetime.now().astimezone().isoformat(timespec="seconds")
-            self._say_next = 0.0
         self._error = error
+        self._failed_at = time.monotonic()
         if time.monotonic() >= self._say_next:
             self._say_next = time.monotonic() + SAY_AGAIN_S
             log.error("%s", self.trouble)

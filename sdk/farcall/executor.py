@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from farcall.cancelling import canceller_for
 from farcall.client import Client
 from farcall.errors import SerializationError
 from farcall.futures import FarcallFuture, abandon_in_child, cancel_all
@@ -27,6 +29,9 @@ from farcall.wire import pack_buffers
 #: Settings of Globus Compute's and funcX's executors that mean nothing here, because results come by HTTP and batches
 #: form by themselves.
 _WITHOUT_MEANING = frozenset({"container_id", "batch_enabled", "batch_interval", "container_uuid"})
+
+#: How long a shutdown waits for the service to have heard of what was cancelled while it was being sent.
+_CANCEL_WAIT_S = 30.0
 
 _executors: weakref.WeakSet[Executor] = weakref.WeakSet()
 
@@ -184,6 +189,11 @@ class Executor(concurrent.futures.Executor):
                 cancel_all(list(self._open), self.client.transport, wait=wait)
         finally:
             self._submitter.close()
+        if wait and cancel_futures:
+            # What was under way is known to the service by now, or soon.
+            deadline = time.monotonic() + _CANCEL_WAIT_S
+            self._submitter.drain(deadline)
+            canceller_for(self.client.transport).drain(deadline)
         if wait:
             concurrent.futures.wait(list(self._open))
 

@@ -214,9 +214,11 @@ class StatusReport:
     """What an agent says of itself with each heartbeat.
 
     ``global_state`` holds ``heartbeat_period`` (seconds; 0 = going offline now), ``total_workers``,
-    ``outstanding_tasks`` and whatever else the agent knows. ``task_statuses`` maps a task's id to its latest
-    transitions. ``holds`` lists the tasks that the agent has and has not yet reported a result of; None means that
-    it does not say (a foreign endpoint).
+    ``outstanding_tasks`` and whatever else the agent knows; why tasks may have to wait follows from ``pending_tasks``
+    (those that wait in the agent), ``idle_workers``, ``blocks`` (``id``, ``state`` and ``message``, the system's words,
+    of each that has not ended and of the last that failed) and ``troubles`` (sentences, the most important first).
+    ``task_statuses`` maps a task's id to its latest transitions. ``holds`` lists the tasks that the agent has and has
+    not yet reported a result of; None means that it does not say (a foreign endpoint).
     """
 
     endpoint_id: str

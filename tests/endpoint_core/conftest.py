@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -79,11 +79,20 @@ class StandIn:
 
     # -- what a service does ------------------------------------------------------------------------------------------
 
-    def submit(self, function: Callable[..., Any], arguments: Sequence[Any] = (None,), **names: str) -> list[str]:
+    def submit(
+        self,
+        function: Callable[..., Any],
+        arguments: Sequence[Any] = (None,),
+        *,
+        options: Mapping[str, Any] | None = None,
+        **names: str,
+    ) -> list[str]:
         """Send one task for each argument, in one batch; the ids are ``a-0``, ``a-1``, ... for ``prefix="a"``."""
         prefix, function_id = names.get("prefix", function.__name__), names.get("function_id", function.__name__)
         tasks = [
-            BatchedTask(f"{prefix}-{n}", function_id, pack_buffers([serialize((argument,)), serialize({})]))
+            BatchedTask(
+                f"{prefix}-{n}", function_id, pack_buffers([serialize((argument,)), serialize({})]), options or {}
+            )
             for n, argument in enumerate(arguments)
         ]
         # As source: the workers do not have the module of the test.
@@ -222,6 +231,40 @@ def output(tmp_path: Path) -> Iterator[OutputStore]:
     store = OutputStore(tmp_path / "output.sqlite")
     yield store
     store.close()
+
+
+class SmallDisk:
+    """A file system with little room."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._ballast = path / "ballast"
+
+    def fill(self) -> None:
+        with self._ballast.open("ab", buffering=0) as file:
+            for size in (65536, 4096, 1):
+                try:
+                    while file.write(bytes(size)):
+                        pass
+                except OSError:
+                    continue
+
+    def make_room(self) -> None:
+        self._ballast.unlink()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    path = tmp_path / "small"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", path], check=False, capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield SmallDisk(path)
+    # What still holds a file on it goes with the test's process.
+    subprocess.run(["umount", "--lazy", path], check=True)
 
 
 @pytest.fixture(scope="session")

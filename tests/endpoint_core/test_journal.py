@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from farcall.wire import BatchedTask, FunctionCode, TaskBatch
+from farcall_endpoint import journal as journal_module
 from farcall_endpoint.attempts import Attempt
 from farcall_endpoint.journal import Journal, JournalError, Unfinished
 
@@ -177,3 +178,54 @@ def test_a_journal_of_another_version_is_refused(path: Path) -> None:
 
     with pytest.raises(JournalError, match="written by another version"):
         Journal(path)
+
+
+def accepted(journal: Journal, *task_ids: str) -> list[Unfinished]:
+    return journal.accept(batch_of(*task_ids))
+
+
+def test_a_task_that_was_cancelled_before_it_came_is_known_as_such_also_after_a_restart(path: Path) -> None:
+    journal = Journal(path)
+    journal.cancel(["a", "b"])
+    journal.cancel(["a"])
+    journal.close()
+
+    journal = Journal(path)
+    new = accepted(journal, "a", "c")
+    journal.close()
+
+    assert [(each.task.task_id, each.cancelled) for each in new] == [("a", True), ("c", False)]
+    assert [each.cancelled for each in Journal(path).unfinished()[1]] == [True, False]
+
+
+def test_a_task_that_was_handed_over_is_known_as_such_after_a_restart_unless_it_was_taken_back(path: Path) -> None:
+    journal = Journal(path)
+    accepted(journal, "a", "b", "c")
+    journal.hand_over(["a", "b"])
+    journal.take_back(["b"])
+    journal.close()
+
+    assert [each.handed_over for each in Journal(path).unfinished()[1]] == [True, False, False]
+
+
+def test_what_must_not_start_twice_is_remembered_for_longer_than_its_result(path: Path) -> None:
+    journal = Journal(path)
+    accepted(journal, "once", "often")
+    journal.hand_over(["once"])
+    journal.finish([("once", "result"), ("often", "result")])
+    journal.sent(["once", "often"])
+    journal.purge(keep_s=0)
+
+    again = accepted(journal, "once", "often")
+
+    assert [(each.task.task_id, each.handed_over) for each in again] == [("once", True), ("often", False)]
+
+
+def test_tombstones_are_forgotten_in_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(path)
+    journal.cancel(["a"])
+
+    monkeypatch.setattr(journal_module, "KEEP_TOMBSTONES_S", -1.0)
+    journal.purge()
+
+    assert not accepted(journal, "a")[0].cancelled

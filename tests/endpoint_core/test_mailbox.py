@@ -7,7 +7,7 @@ import queue
 import sqlite3
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from farcall.wire import (
     DeadLetter,
     FunctionCode,
     Message,
+    Output,
+    OutputBatch,
     Result,
     ResultBatch,
     StatusReport,
@@ -346,3 +348,59 @@ def test_results_are_put_together_as_the_wire_wants_them() -> None:
     body = result_batch_body([json.dumps(write_result(result)) for result in results])
 
     assert decode(body) == ResultBatch(results)
+
+
+def test_what_a_task_printed_goes_out_before_its_result_and_the_rest_after_it(
+    addresses: Addresses, journal: Journal, output: OutputStore
+) -> None:
+    reader = Reader(addresses.results)
+    journal.accept(batch_of("a"))
+    journal.finish([("a", text_of("a"))])
+    output.add([Output("other", "stdout", 0, "x"), Output("a", "stdout", 0, "last words")])
+
+    outbox = Outbox(addresses, journal, output, on_unreachable=lambda: None)
+    outbox.start()
+
+    assert [reader.read() for _ in range(3)] == [
+        OutputBatch([Output("a", "stdout", 0, "last words")]),
+        ResultBatch([value_of("a")]),
+        OutputBatch([Output("other", "stdout", 0, "x")]),
+    ]
+    outbox.stop(timeout_s=PATIENCE_S)
+    assert not output
+
+
+def test_results_that_were_sent_are_not_sent_again_while_that_cannot_be_noted(
+    addresses: Addresses, journal: Journal, output: OutputStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, reports = Reader(addresses.results), Reader(addresses.heartbeats)
+    journal.accept(batch_of("a"))
+    journal.finish([("a", text_of("a"))])
+    sent, troubles = journal.sent, threading.Semaphore(0)
+    failures = iter(["once", "twice"])
+
+    def note(task_ids: Sequence[str]) -> None:
+        if next(failures, None):
+            raise sqlite3.OperationalError("database or disk is full")
+        sent(task_ids)
+
+    monkeypatch.setattr(journal, "sent", note)
+    outbox = Outbox(
+        addresses, journal, output, on_unreachable=lambda: None, on_disk_trouble=lambda error: troubles.release()
+    )
+    outbox.start()
+    first = reader.read()
+    assert troubles.acquire(timeout=PATIENCE_S)
+
+    # Reports go out all the while, and with each it is tried again.
+    for number in range(2):
+        outbox.send_report(StatusReport("e", {"n": number}))
+        reports.read()
+    journal.accept(batch_of("b"))
+    journal.finish([("b", text_of("b"))])
+    outbox.results_waiting()
+
+    assert first == ResultBatch([value_of("a")])
+    assert reader.read() == ResultBatch([value_of("b")])
+    outbox.stop(timeout_s=PATIENCE_S)
+    assert journal.held() == []

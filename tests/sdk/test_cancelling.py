@@ -301,6 +301,7 @@ def test_a_map_whose_time_is_over_cancels_all_of_it(waiting: Any) -> None:
     with waiting.executor() as executor:
         with pytest.raises(TimeoutError):
             list(executor.map(squared, range(3), timeout=0.01))
+        assert not executor._submitter.drain(time.monotonic() + 30)
 
         with waiting.changed:
             assert waiting.changed.wait_for(

@@ -6,12 +6,14 @@ and nothing outlives it.
 
 ==============  =======================================================================================
 ``hosts``       machines made of network namespaces, the cables between them, small disks
+``clocks``      clocks that jump for some programs only
 ``parts``       processes that are started again when they end, as an init system does
 ``settings``    the two settings of the service, set up on such hosts
 ``tasks``       kinds of tasks: what they do, and what must come of them
 ``faults``      what is done to the parts
 ``schedule``    which tasks and which faults, from a seed
 ``client``      submits the tasks and notes what it sees
+``visitor``     a client that submits and is gone
 ``checks``      what must be so at the end
 ``report``      figures
 ==============  =======================================================================================

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,10 +34,13 @@ def of(world: World) -> Mapping[str, tuple[Fault, float]]:
         found[f"unplug {host}"] = (_unplug(host), 2.0)
         found[f"deafen {host}"] = (_drop(host, "in"), 1.0)
         found[f"mute {host}"] = (_drop(host, "out"), 1.0)
+        if host != "client":
+            found[f"power off {host}"] = (_power_off(host), 1.0)
     for disk in world.disks:
         found[f"fill disk of {disk}"] = (_fill(disk), 1.0)
     for clock in world.clocks:
         found[f"jump clock of {clock}"] = (_jump(clock), 1.0)
+    found["kill client"] = (_kill_client, 1.0)
     found["empty the broker"] = (_empty_broker, 2.0)
     return found
 
@@ -107,6 +112,28 @@ def _drop(name: str, direction: Direction) -> Fault:
     return drop
 
 
+def _power_off(name: str) -> Fault:
+    """All its processes end at once, and no connection is closed."""
+
+    @contextmanager
+    def power_off(world: World, planned: Strike) -> Iterator[str | None]:
+        host = world.hosts[name]
+        host.unplug()
+        try:
+            pids = host.pids()
+            for part in world.parts.values():
+                if (process := part.process) is not None and process.pid in pids:
+                    part.kill(away_s=planned.hold_s)
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            yield name
+        finally:
+            host.plug()
+
+    return power_off
+
+
 def _fill(name: str) -> Fault:
     @contextmanager
     def fill(world: World, _planned: Strike) -> Iterator[str | None]:
@@ -130,6 +157,12 @@ def _jump(name: str) -> Fault:
             world.clocks[name].jump(0)
 
     return jump
+
+
+@contextmanager
+def _kill_client(world: World, planned: Strike) -> Iterator[str | None]:
+    world.visit(planned.number)
+    yield "a client"
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class Host:
         self._switch = switch
         self._pid = os.getpid() if here else _namespace()
         #: What precedes a command so that it runs on this host.
-        self.prefix: Sequence[str] = () if here else _enter(self._pid)
+        self.prefix: Sequence[str | Path] = () if here else _enter(self._pid)
         self._port = f"to-{name}"
         switch.ip("link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", str(self._pid))
         switch.ip("link", "set", self._port, "master", "bridge", "up")
@@ -53,6 +53,12 @@ class Host:
 
     def let_through(self, direction: Direction) -> None:
         self._run("nft", f"flush chain inet storm {direction}")
+
+    def pids(self) -> set[int]:
+        """Of all that runs here; of nothing where this process itself is."""
+        ours = _network(self._pid)
+        found = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()}
+        return {pid for pid in found - {self._pid} if _network(pid) == ours} if self.prefix else set()
 
     def _run(self, *command: str) -> None:
         _run(*self.prefix, *command)
@@ -87,9 +93,15 @@ class Disk:
 
     def fill(self) -> None:
         """Leave no room: as if others had written it full."""
-        found = os.statvfs(self.folder)
-        used = (found.f_blocks - found.f_bfree) * found.f_frsize
-        self._resize(max(used, found.f_frsize))
+        while True:
+            found = os.statvfs(self.folder)
+            used = (found.f_blocks - found.f_bfree) * found.f_frsize
+            try:
+                self._resize(max(used, found.f_frsize))
+                return
+            except OSError:
+                # Somebody wrote between the look and the change; a disk cannot be smaller than what is on it.
+                time.sleep(0.01)
 
     def empty(self) -> None:
         """Give the room back."""
@@ -102,10 +114,17 @@ class Disk:
 def _namespace() -> int:
     """A process with a network namespace of its own, which lives as long as the process does."""
     holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
-    ours = Path("/proc/self/ns/net").readlink()
-    while Path(f"/proc/{holder.pid}/ns/net").readlink() == ours:
+    while _network(holder.pid) == _network(os.getpid()):
         time.sleep(0.01)
     return holder.pid
+
+
+def _network(pid: int) -> Path | None:
+    """What tells its network from others; None if there is no such process any more."""
+    try:
+        return Path(f"/proc/{pid}/ns/net").readlink()
+    except OSError:
+        return None
 
 
 def _enter(pid: int) -> list[str]:

@@ -15,6 +15,8 @@ class Strike:
 
     number: int
     fault: str
+    #: Tasks come so long before it, so that it finds work under way.
+    lead_s: float
     #: Until the next one.
     pause_s: float
     #: How long what is broken stays broken.
@@ -34,7 +36,8 @@ def tasks(seed: int, count: int) -> Iterator[Task]:
     first = [kind for kind in kinds if kind.per_mille]
     for key in range(count):
         kind = first[key] if key < len(first) else chance.choices(kinds, weights)[0]
-        yield Task(key, kind, kind.arguments(key, chance))
+        within_s = kind.cancelled_within_s
+        yield Task(key, kind, kind.arguments(key, chance), within_s and round(chance.uniform(0, within_s), 2))
 
 
 def strikes(seed: int, count: int, faults: Mapping[str, float], *, longest_s: float) -> Sequence[Strike]:
@@ -48,6 +51,7 @@ def strikes(seed: int, count: int, faults: Mapping[str, float], *, longest_s: fl
         Strike(
             number,
             fault,
+            lead_s=round(chance.uniform(0, 1.5), 2),
             pause_s=round(chance.uniform(0.5, 0.4 * longest_s), 2),
             hold_s=round(chance.uniform(0.5, longest_s), 2),
             pick=round(chance.random(), 3),

@@ -55,6 +55,8 @@ class World:
     url: str = ""
     token: str = ""
     endpoint_id: str = ""
+    #: Has a client submit tasks and be killed.
+    visit: Callable[[int], None] = field(init=False)
     empty_broker: Callable[[float], None] = field(init=False)
     #: The number of messages on every queue.
     queued: Callable[[], Mapping[str, int]] = field(init=False)
@@ -160,6 +162,8 @@ def larger(folder: Path) -> Iterator[World]:
                 world.disks["broker"].folder / "rabbitmq", prefix=broker.prefix, host=broker.address, start=False
             )
         )
+        # Not where the disk may be full.
+        postgres.log, rabbitmq.log = folder / "postgres.log", folder / "rabbitmq.log"
         stack.enter_context(_stopped_at_the_end(world))
         world.start(ServerPart("postmaster", postgres), "postmaster")
         world.start(ServerPart("rabbitmq", rabbitmq), "rabbitmq")

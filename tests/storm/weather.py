@@ -49,6 +49,7 @@ class Storm:
     def blow(self) -> None:
         world = self._world
         client = StormClient(world.url, world.token, world.endpoint_id, markers=str(world.markers))
+        world.visit = client.visit
         world.markers.touch()
         client.wait_for_worker(START_S)
         began = time.monotonic()
@@ -72,6 +73,8 @@ class Storm:
             self.violations.append(f"only {len(client.seen)} of {self._count} tasks could be submitted")
         if not client.wait_for_all(PATIENCE_S):
             self.violations.append(f"{len(client.seen) - client.ended} tasks have not come back")
+        if not client.ask_for_visitors(PATIENCE_S):
+            self.violations.append("tasks have not ended whose client was killed")
         duration_s = time.monotonic() - began
         log.info("%d of %d tasks have come back; looking", client.ended, len(client.seen))
         starts = self._look(client)
@@ -107,7 +110,9 @@ class Storm:
         """The tasks as they are released, in bursts."""
         chance = random.Random(f"pace {self._seed}")
         given = 0
-        while tasks := list(islice(self._tasks, chance.randint(1, max(1, self._count // 100)))):
+        # Some bursts for each half of what comes with a fault, lest one waits for the next fault.
+        most = max(1, int(self._count / (len(self._strikes) + 1) / 8))
+        while tasks := list(islice(self._tasks, chance.randint(1, most))):
             given += len(tasks)
             with self._changed:
                 self._changed.wait_for(lambda given=given: self._released >= given)
@@ -116,10 +121,17 @@ class Storm:
 
     def _strike(self, planned: schedule.Strike, began: float, client: StormClient) -> None:
         self._release(0.5)
+        self._over.wait(planned.lead_s)
         fault, _ = self._faults[planned.fault]
         at = time.monotonic()
         log.info("%6.1f s: fault %d, %s for %.1f s", at - began, planned.number, planned.fault, planned.hold_s)
-        victim = faults.strike(self._world, fault, planned, self._over)
+        try:
+            victim = faults.strike(self._world, fault, planned, self._over)
+        # The storm goes on; but this was not the storm that the seed stands for.
+        except Exception as error:
+            log.exception("fault %d", planned.number)
+            self.violations.append(f"fault {planned.number}, {planned.fault}, could not be had: {error}")
+            victim = None
         if victim is None:
             log.info("fault %d found nobody to hit", planned.number)
         over_at = time.monotonic()

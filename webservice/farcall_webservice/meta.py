@@ -7,7 +7,6 @@ from importlib import metadata
 from typing import Any
 
 from flask import Response, g
-from kombu.exceptions import OperationalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from farcall_webservice import auth, queues
@@ -104,7 +103,7 @@ def _broker_state() -> str:
                 # A broker that has frozen still takes connections; whoever asks for health wants an answer.
                 connection.transport_options.update(socket_timeout=QUICKLY_S, socket_connect_timeout=QUICKLY_S)
             connection.ensure_connection(max_retries=1, interval_start=0)
-    except (OperationalError, OSError) as error:
+    except queues.errors_of(url) as error:
         log.warning("the broker cannot be reached: %s", error)
         return "fails"
     return "ok"

@@ -47,6 +47,8 @@ class ErrorSchema(Schema):
     reason = fields.String(required=True, metadata=_said("The same as `message`, for older clients."))
     http_status_code = fields.Integer(required=True)
     error_args = fields.List(fields.String(), required=True)
+    error = fields.String(metadata=_said("Under `/auth/`: the same as `code`, as OAuth has it."))
+    error_description = fields.String(metadata=_said("Under `/auth/`: the same as `message`, as OAuth has it."))
 
 
 class PageQuery(RequestSchema):
