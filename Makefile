@@ -8,17 +8,20 @@ BIN := .venv/bin
 GLOBUS := tests/globus/requirements.txt
 OLD_CLIENTS := $(addprefix .venv-old/,funcx-2.4.0 globus-compute-2.0.0 globus-compute-3.0.0)
 DISTRIBUTIONS := -e ".[dev]" -e "webservice[postgres]" -e endpoint_core -e providers/local
+TEST_WORKERS ?= 4
 PACKAGES := sdk/farcall webservice/farcall_webservice endpoint_core/farcall_endpoint \
 	providers/local/farcall_provider_local
 CHECKED := $(PACKAGES) tests examples benchmarks
 
-.PHONY: demo test test-old-clients lint docs bench clean setup
+.PHONY: demo test test-old-clients storm lint docs bench clean setup
 
 demo: setup
 	@$(BIN)/python examples/demo.py
 
+# Most tests wait more than they compute, so twice as many at a time as a small machine has cores. With PYTEST_ARGS
+# (a file, `-k words`, `--pdb`) it is one after the other, as in `pytest` without `make`.
 test: setup .venv-globus/installed
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(or $(PYTEST_ARGS),-n $(TEST_WORKERS))
 
 test-old-clients: setup $(OLD_CLIENTS:%=%/installed)
 	$(BIN)/python -m pytest tests/globus/old_clients.py $(PYTEST_ARGS)
@@ -31,6 +34,10 @@ lint: setup
 # The documentation is Markdown that reads as it is; what can be wrong in it is its examples and its links.
 docs: setup
 	$(BIN)/python -m pytest tests/test_documentation.py
+
+# Hours of everything that can break, with more tasks and faults than the tests have: make storm STORM_ARGS="--seed 7".
+storm: setup
+	$(BIN)/python -m tests.storm --tasks 100000 --faults 400 --longest 8 $(STORM_ARGS)
 
 bench: setup
 	$(BIN)/python benchmarks/end_to_end.py

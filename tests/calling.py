@@ -82,7 +82,8 @@ class Bench:
         **setting: Any,
     ) -> Future[bytes]:
         options = {} if timeout_s is None else {"timeout_s": timeout_s}
-        tasks = [BatchedTask(task_id, function.__qualname__, pack_buffers([serialize(arguments), serialize({})]), options)]
+        payload = pack_buffers([serialize(arguments), serialize({})])
+        tasks = [BatchedTask(task_id, function.__qualname__, payload, options)]
         # As source, also that of a test's inner function: the workers do not have the module of the test.
         source = textwrap.dedent(inspect.getsource(function))
         code = FunctionCode(pack_buffers([f"st\n{function.__name__}:{source}"]))

@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
+import leftovers
 import pytest
+import spreading
 from running import RunningEndpoint, RunningService, running_endpoint, running_larger_service, running_service
 from servers import PrivatePostgres, PrivateRabbitMQ, needs, private_postgres, private_rabbitmq
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not _is_worker(config):
+        leftovers.begin()
+    if config.getoption("numprocesses", None):
+        # A run that is cancelled ends as after a Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not _is_worker(config):
+        leftovers.end()
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n` and no other wish, workers share the tests as :mod:`spreading` says."""
+    return spreading.scheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For workers, the longest groups come first."""
+    if _is_worker(config):
+        items[:] = spreading.longest_first(items)
 
 
 @pytest.fixture(scope="session")

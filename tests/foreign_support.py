@@ -27,7 +27,7 @@ from farcall_webservice.ledger import Ledger
 from farcall_webservice.models import Endpoint, ResultQueue
 from farcall_webservice.waiting import Waiting
 
-TIMEOUT_S = 30
+TIMEOUT_S = 60
 #: What a core endpoint of Globus Compute 4 says of itself.
 CORE = {"endpoint_version": "4.19.0", "python_version": "3.11.7", "hostname": "login1", "user_config_template": "x"}
 #: What a user endpoint says when it has nothing to do, and when it has.

@@ -15,7 +15,7 @@ from typing import Any
 
 from islands import OURS, Island
 
-READY_TIMEOUT_S = 60
+READY_TIMEOUT_S = 120
 COMMAND = OURS / "farcall-webservice"
 
 
@@ -91,7 +91,7 @@ def line_of(process: subprocess.Popen[str], timeout_s: float) -> str:
         return process.stdout.readline() if selector.select(timeout_s) else ""
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 45) -> None:
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 90) -> None:
     """Look again and again until it is so: for what happens in programs that call nobody back."""
     deadline = time.monotonic() + timeout_s
     while not condition():

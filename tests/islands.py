@@ -117,9 +117,9 @@ class Island:
         return path
 
 
-def missing_for_islands() -> str | None:
-    """Why there can be no island on this machine, or None."""
-    absent = [tool for tool in TOOLS if shutil.which(tool) is None]
+def missing_for_islands(*more_tools: str) -> str | None:
+    """Why there can be no island on this machine, or no use of these tools on one; None if there can."""
+    absent = [tool for tool in (*TOOLS, *more_tools) if shutil.which(tool) is None]
     if absent:
         return f"not installed: {', '.join(absent)}"
     tried = subprocess.run([*_unshare(), "true"], check=False, capture_output=True, text=True, timeout=20)

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 BIN = Path(sys.executable).parent
-READY_TIMEOUT_S = 30
+#: Much more than it takes, but tests run beside others.
+READY_TIMEOUT_S = STOP_TIMEOUT_S = 90
 
 
 @dataclass
@@ -34,7 +35,7 @@ class RunningService:
 
     def stop(self, with_signal: int = signal.SIGTERM) -> int:
         self.process.send_signal(with_signal)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=STOP_TIMEOUT_S)
 
 
 def environment_for(home: Path, **extra: str) -> dict[str, str]:
@@ -93,7 +94,7 @@ def running_part(
         yield process, line
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=STOP_TIMEOUT_S)
 
 
 @contextmanager
@@ -160,7 +161,7 @@ def endpoint_command(home: Path, environment: dict[str, str]) -> Callable[..., s
             env=environment,
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=READY_TIMEOUT_S,
         )
         if check and done.returncode:
             pytest.fail(f"farcall-endpoint {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}")

@@ -18,6 +18,12 @@ def examples_of(page: Path) -> str:
     return "\n".join(re.findall(r"<!-- example -->\n```python\n(.*?)```", page.read_text(), re.DOTALL))
 
 
+def names_of_tests(page: Path) -> list[tuple[str, str]]:
+    """File and function of each test that a page points to."""
+    return re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text())
+
+
+NAMING_TESTS = [page for page in PAGES if names_of_tests(page)]
 WITH_EXAMPLES = [page for page in PAGES if examples_of(page)]
 
 
@@ -26,6 +32,17 @@ def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text())
 
     missing = [link for link in links if not (page.parent / link).exists()]
+
+    assert not missing
+
+
+@pytest.mark.parametrize("page", NAMING_TESTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_tests_that_a_page_names_exist(page: Path) -> None:
+    def is_there(file: str, test: str) -> bool:
+        path = ROOT / file
+        return path.exists() and re.search(rf"^ *def {test}\(", path.read_text(), re.MULTILINE) is not None
+
+    missing = [f"{file}::{test}" for file, test in names_of_tests(page) if not is_there(file, test)]
 
     assert not missing
 
@@ -59,21 +76,17 @@ def test_the_tour_in_the_examples_runs(service, endpoint) -> None:  # type: igno
     assert "0 1 4 9 16 25 36 49 64 81" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["farcall-webservice", "farcall-endpoint"])
+@pytest.mark.parametrize("command", ["farcall", "farcall-webservice", "farcall-endpoint"])
 def test_every_command_that_the_documentation_names_exists(command: str) -> None:
-    named = {
-        words
-        for page in PAGES
-        for words in re.findall(rf"^\$ {command} ([a-z]+(?: [a-z]+)?)", page.read_text(), re.MULTILINE)
-    }
+    named = {word for page in PAGES for word in re.findall(rf"^\$ {command} ([a-z-]+)", page.read_text(), re.MULTILINE)}
     assert named
 
-    for words in sorted(named):
+    for word in sorted(named):
         done = subprocess.run(
-            [Path(sys.executable).parent / command, words.split()[0], "--help"],
+            [Path(sys.executable).parent / command, word, "--help"],
             check=False,
             capture_output=True,
             text=True,
             timeout=30,
         )
-        assert done.returncode == 0, f"{command} {words}: {done.stderr}"
+        assert done.returncode == 0, f"{command} {word}: {done.stderr}"

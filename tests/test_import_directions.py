@@ -11,6 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OURS = ("farcall", "farcall_webservice", "farcall_endpoint", "farcall_provider_")
+#: How a statement begins that changes a table, and where the ledger's are made.
+WRITE_STATEMENTS = {"insert", "update", "delete"}
+LEDGERS_OWN = "farcall_webservice.ledger.tables"
 PROVIDER_MAY_IMPORT = {f"farcall_endpoint.{name}" for name in ("provider", "batch", "shell", "hookspecs", "testing")}
 
 
@@ -93,3 +96,23 @@ def test_a_provider_stands_on_what_strangers_may_use(path: Path) -> None:
     }
 
     assert not strangers
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in modules_of("webservice/farcall_webservice") if path.parent.name not in ("ledger", "versions")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_the_ledger_alone_writes_what_is_known_of_tasks(path: Path) -> None:
+    tables = {"Task", "TASKS", "_TASKS", "task"}
+
+    written = {
+        argument.id
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in WRITE_STATEMENTS
+        for argument in call.args
+        if isinstance(argument, ast.Name)
+    }
+
+    assert not written & tables
+    assert not {name for name in imports_of(path, "farcall_webservice") if within(name, LEDGERS_OWN)}

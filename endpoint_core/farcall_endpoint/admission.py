@@ -5,6 +5,7 @@ from __future__ import annotations
 from farcall.wire import BatchedTask
 
 from . import mpi
+from .attempts import timeout_s
 from .config import EndpointConfig
 from .failures import failure
 
@@ -20,4 +21,11 @@ def refusal(config: EndpointConfig, task: BatchedTask) -> tuple[str, str] | None
     )
     if reason is not None:
         return failure(task.task_id, "InvalidResourceSpecification", f"InvalidResourceSpecification: {reason}")
+    limit_s = timeout_s(task.options)
+    if limit_s is not None and engine.walltime_s is not None and limit_s > engine.walltime_s:
+        message = (
+            f"the task may take {limit_s:g} s (timeout_s), and a block of this endpoint lives for "
+            f"{engine.walltime_s} s (walltime): ask for less, or have the endpoint's walltime raised"
+        )
+        return failure(task.task_id, "TimeLimitTooLong", message)
     return None

@@ -20,14 +20,18 @@ from farcall.wire import Command, FunctionCode, TaskBatch
 
 from . import admission, status
 from .calls import Setting
+from .cancelling import Cancellations
 from .config import EndpointConfig
 from .directories import read_endpoint_id, write_endpoint_id
 from .engine import Engine
-from .journal import Journal, Unfinished
+from .journal import Journal, JournalError, Unfinished
 from .mailbox import Inbox, Outbox
+from .output import OutputStore
 from .plugins import build_provider
 from .registration import Registrar, Registration, instance
 from .supervisor import Supervisor
+from .watching import Watching
+from .writing import Writer
 
 log = logging.getLogger(__name__)
 
@@ -62,25 +66,27 @@ class Agent:
         self._requests: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stop_reason: str | None = None
         self._endpoint_id = ""
-        self._finished = 0
+        # Between the journal's knowledge of a task and the engine's nothing may come that concerns both.
+        self._intake = threading.Lock()
         self._next_heartbeat = 0.0
         self._next_housekeeping = time.monotonic() + HOUSEKEEPING_PERIOD_S
         self._missing: frozenset[str] = frozenset()
-        # Results are waiting for room on the disk.
-        self._disk_is_full = False
-        self._reported_workers = -1
+        # What the last report said of workers and troubles.
+        self._reported: tuple[int, Sequence[str]] = (-1, ())
 
     def run(self, on_ready: Callable[[], None] = lambda: None) -> int:
         """Be the endpoint until told to stop; then 0. Raises FarcallError for what keeps it from starting."""
         with self._signals():
             try:
                 self._provider = build_provider(self._config.provider)
-                self._journal = Journal(self._config.directory / "journal.sqlite")
+                self._open()
                 try:
                     self._register()
                     self._work(on_ready)
                 finally:
+                    self._writer.write()
                     self._journal.close()
+                    self._output.close()
                     self._provider.close()
             except Stopped:
                 log.info("stopped while starting: %s", self._stop_reason)
@@ -92,6 +98,14 @@ class Agent:
         self._requests.put("stop")
 
     # -- starting -----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        path = self._config.directory / "journal.sqlite"
+        if not path.exists() and read_endpoint_id(self._config.directory) is not None:
+            log.warning("there is no journal %s; the service sends again what it held", path)
+        self._journal = Journal(path)
+        self._output = OutputStore(self._config.directory / "output.sqlite")
+        self._writer = Writer(self._journal, on_results=self._results_written)
 
     def _register(self) -> None:
         self._registrar = Registrar(self._config, sleep=self._sleep)
@@ -112,19 +126,34 @@ class Agent:
             ),
             max_retries=self._config.max_retries,
             nodes_per_block=self._config.engine.nodes_per_block,
-            on_results=self._take_results,
-            on_lost=self._count_lost,
+            listener=self._writer,
         )
-        self._supervisor = Supervisor(self._config, self._provider, self._engine, runs_dir=runs_dir)
         ask = self._ask_for_addresses
-        self._outbox = Outbox(registration.addresses, self._journal, on_unreachable=ask)
+        self._outbox = Outbox(
+            registration.addresses,
+            self._journal,
+            self._output,
+            on_unreachable=ask,
+            on_disk_trouble=self._writer.failed,
+        )
+        watching = Watching(self._engine, self._output, on_output=self._outbox.output_waiting)
+        self._supervisor = Supervisor(self._config, self._provider, self._engine, runs_dir=runs_dir, watcher=watching)
+        self._cancellations = Cancellations(
+            self._registrar.transport, self._endpoint_id, on_cancelled=self._cancel_tasks
+        )
         self._inbox = Inbox(
-            registration.addresses, on_tasks=self._take_tasks, on_command=self._obey, on_unreachable=ask
+            registration.addresses,
+            on_tasks=self._take_tasks,
+            on_command=self._obey,
+            on_unreachable=ask,
+            on_connected=self._cancellations.ask,
         )
 
     def _work(self, on_ready: Callable[[], None]) -> None:
         try:
             self._supervisor.start()
+            # Before anything is run that was cancelled while nobody was here.
+            self._learn_of_cancellations()
             self._restore()
             self._outbox.start()
             self._inbox.start()
@@ -136,10 +165,16 @@ class Agent:
         finally:
             self._shut_down()
 
+    def _learn_of_cancellations(self) -> None:
+        try:
+            self._cancellations.start()
+        except sqlite3.Error as error:
+            raise JournalError(f"the journal {self._journal.path} cannot be written: {error}") from error
+
     def _restore(self) -> None:
         functions, tasks = self._journal.unfinished()
         if tasks:
-            log.info("%d tasks were not finished when this endpoint last stopped, and run again", len(tasks))
+            log.info("%d tasks were not finished when this endpoint last stopped", len(tasks))
             self._run(functions, tasks)
 
     def _wait_for_broker(self) -> None:
@@ -177,11 +212,10 @@ class Agent:
             self._register_again()
 
     def _tick(self) -> None:
-        load = self._engine.load()
-        changed = load.workers != self._reported_workers
-        changes = self._engine.changes(
-            older_than_s=status.SPOKEN_OF_AFTER_S, running_calls=load.workers, most=status.MOST_TRANSITIONS
-        )
+        if self._writer.is_stuck:
+            self._writer.write()
+        changed = (self._engine.load().workers, self._troubles()) != self._reported
+        changes = self._engine.news(older_than_s=status.SPOKEN_OF_AFTER_S, most=status.MOST_TRANSITIONS)
         due = time.monotonic() >= self._next_heartbeat
         if changed or changes or due:
             self._report(changes)
@@ -192,8 +226,8 @@ class Agent:
             self._next_housekeeping = time.monotonic() + HOUSEKEEPING_PERIOD_S
 
     def _report(self, changes: status.Changes | None = None) -> None:
-        load = self._engine.load()
-        self._reported_workers = load.workers
+        load, troubles = self._engine.load(), self._troubles()
+        self._reported = (load.workers, troubles)
         self._next_heartbeat = time.monotonic() + self._config.heartbeat_period_s
         self._outbox.send_report(
             status.report(
@@ -202,11 +236,19 @@ class Agent:
                 instance=self._instance,
                 fleet=self._supervisor.fleet,
                 load=load,
-                finished=self._finished,
+                finished=self._writer.finished,
                 holds=self._journal.held(),
                 changes=changes or {},
+                troubles=self._writer_troubles(),
             )
         )
+
+    def _writer_troubles(self) -> list[str]:
+        trouble = self._writer.trouble
+        return [] if trouble is None else [trouble]
+
+    def _troubles(self) -> list[str]:
+        return [*self._writer_troubles(), *self._supervisor.fleet.troubles]
 
     def _keep_house(self) -> None:
         try:
@@ -217,7 +259,7 @@ class Agent:
 
     def _find_missing(self) -> None:
         """Run what the journal holds and the engine does not have: we say that we hold it, so nobody sends it again."""
-        if self._disk_is_full:
+        if self._writer.is_stuck:
             # What has been computed cannot be written down. It is not missing.
             self._missing = frozenset()
             return
@@ -229,8 +271,9 @@ class Agent:
         self._missing = missing - lost
         if lost:
             log.warning("%d tasks stand in the journal and are not being run; they are run now", len(lost))
-            functions, tasks = self._journal.unfinished()
-            self._run(functions, [each for each in tasks if each.task.task_id in lost])
+            with self._intake:
+                functions, tasks = self._journal.unfinished()
+                self._run(functions, [each for each in tasks if each.task.task_id in lost])
 
     def _register_again(self) -> None:
         """The broker is out of reach: the service may have moved it."""
@@ -245,6 +288,7 @@ class Agent:
 
     def _shut_down(self) -> None:
         self._inbox.stop()
+        self._cancellations.stop()
         self._supervisor.stop(timeout_s=STOP_ENGINE_S)
         if self._outbox.is_alive():
             held = self._journal.held()
@@ -257,48 +301,40 @@ class Agent:
     # -- called from the threads of inbox, engine and outbox ----------------------------------------------------------
 
     def _take_tasks(self, batch: TaskBatch) -> None:
-        new = self._journal.accept(batch)
+        with self._intake:
+            try:
+                new = self._journal.accept(batch)
+            except sqlite3.Error as error:
+                self._writer.failed(error)
+                self._pace()
+                raise
+            self._run(batch.functions, new)
         if len(new) < len(batch.tasks):
             # Delivered before. Some may be answered from the journal.
             self._outbox.results_waiting()
-        self._run(batch.functions, [Unfinished(task) for task in new])
 
     def _run(self, functions: Mapping[str, FunctionCode], tasks: Sequence[Unfinished]) -> None:
         refusals = [admission.refusal(self._config, each.task) for each in tasks]
         refused = [result for result in refusals if result is not None]
         if refused:
-            self._take_results(refused)
+            self._writer.ended(refused)
             tasks = [each for each, result in zip(tasks, refusals, strict=True) if result is None]
         self._engine.add(functions, tasks)
         self._pace()
 
-    def _take_results(self, results: Sequence[tuple[str, str]]) -> None:
-        while True:
-            try:
-                self._journal.finish(results)
-                break
-            except sqlite3.Error as error:
-                # Most likely a full disk. Better to stand still than to lose what has been computed.
-                log.error("%d results cannot be written down, trying again: %s", len(results), error)
-                self._disk_is_full = True
-                time.sleep(1.0)
-                if self._stop_reason is not None:
-                    return
-        self._disk_is_full = False
-        self._finished += len(results)
+    def _cancel_tasks(self, task_ids: Sequence[str]) -> None:
+        with self._intake:
+            self._journal.cancel(task_ids)
+            self._engine.cancel(task_ids)
+
+    def _results_written(self) -> None:
         self._outbox.results_waiting()
         self._pace()
-
-    def _count_lost(self, task_ids: Sequence[str]) -> None:
-        try:
-            self._journal.lost(task_ids)
-        except sqlite3.Error as error:
-            log.error("lost workers are not counted in the journal: %s", error)
 
     def _pace(self) -> None:
         load = self._engine.load()
         held, most = load.waiting + load.handed_over, max(LEAST_HELD, HELD_PER_WORKER * load.workers)
-        if held >= most or load.payload_bytes >= MOST_HELD_BYTES:
+        if self._writer.is_stuck or held >= most or load.payload_bytes >= MOST_HELD_BYTES:
             self._inbox.pause()
         elif held <= most // 2 and load.payload_bytes <= MOST_HELD_BYTES // 2:
             self._inbox.resume()
@@ -306,6 +342,8 @@ class Agent:
     def _obey(self, command: Command) -> None:
         if command.command == "stop":
             self.stop(command.reason or "the service said so")
+        elif command.command == "cancel":
+            self._cancellations.ask()
         else:
             log.warning("the service sent a command that this version does not know: %r", command.command)
 

@@ -7,6 +7,7 @@ import shlex
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 60.0, 900.0
 
 #: A block that its system has not known for so long has ended.
 UNKNOWN_FOR_S = 120.0
+
+#: Of what is shown of a block.
+MOST_MESSAGE_CHARACTERS = 2000
 
 _JOB_STATES = {
     BlockState.PENDING: JobState.PENDING,
@@ -72,6 +76,7 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
         self._lock = threading.Lock()
         self._statuses: dict[str, JobStatus] = {}
         self._unknown_since: dict[str, float] = {}
+        self._refusal: str | None = None
 
     @property
     def label(self) -> str:
@@ -84,17 +89,21 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
     def submit(self, command: str, tasks_per_node: int, job_name: str = "farcall") -> str:
         directory = shlex.quote(str(self._working_dir))
         launched = self._launch(command, tasks_per_node, self.nodes_per_block)
-        block_id = self._provider.submit(
-            BlockSpec(
-                command=f"mkdir -p {directory} && cd {directory} && {launched}",
-                # Parsl's name ends in the block's number.
-                name=f"farcall.{self._name}.{job_name.rpartition('-')[2]}",
-                run_dir=self._run_dir,
-                nodes=self._config.nodes_per_block,
-                walltime_s=self._config.walltime_s,
-                worker_init=self._config.worker_init,
-            )
+        spec = BlockSpec(
+            command=f"mkdir -p {directory} && cd {directory} && {launched}",
+            # Parsl's name ends in the block's number.
+            name=f"farcall.{self._name}.{job_name.rpartition('-')[2]}",
+            run_dir=self._run_dir,
+            nodes=self._config.nodes_per_block,
+            walltime_s=self._config.walltime_s,
+            worker_init=self._config.worker_init,
         )
+        try:
+            block_id = self._provider.submit(spec)
+        except Exception as error:
+            self._refusal = f"No block could be asked for: {error}"
+            raise
+        self._refusal = None
         log.info("block %s was submitted", block_id)
         with self._lock:
             self._statuses[block_id] = JobStatus(JobState.PENDING)
@@ -122,16 +131,40 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
             ids = [block_id for block_id, status in self._statuses.items() if not status.terminal]
         self.cancel(ids)
 
-    def states(self) -> dict[str, str]:
-        """The blocks that have not ended, for people."""
+    def shown(self) -> list[dict[str, str]]:
+        """The blocks that have not ended, and the last that failed, for people: ``id``, ``state`` and ``message``."""
         with self._lock:
-            return {key: status.status_name.lower() for key, status in self._statuses.items() if not status.terminal}
+            failed = [key for key, status in self._statuses.items() if status.state == JobState.FAILED][-1:]
+            shown = {key: status for key, status in self._statuses.items() if not status.terminal or key in failed}
+        return [
+            {
+                "id": key,
+                "state": status.status_name.lower(),
+                "message": (status.message or self._reason(key, status))[-MOST_MESSAGE_CHARACTERS:],
+            }
+            for key, status in shown.items()
+        ]
+
+    @property
+    def refusal(self) -> str | None:
+        """What the system said when it was last asked for a block, if it said no."""
+        return self._refusal
 
     def forget(self, job_ids: Sequence[object]) -> None:
         """Nobody will ask about these again."""
         with self._lock:
             for job_id in job_ids:
                 self._statuses.pop(str(job_id), None)
+
+    def _reason(self, block_id: str, status: JobStatus) -> str:
+        if status.state != JobState.PENDING:
+            return ""
+        try:
+            return self._provider.reason(block_id)
+        # A stranger's code.
+        except Exception as error:
+            log.warning("the provider cannot say why block %s waits: %s: %s", block_id, type(error).__name__, error)
+            return ""
 
     def _states(self, ids: Sequence[str]) -> Mapping[str, BlockState]:
         if not ids:
@@ -166,6 +199,7 @@ class Breaker:
         self._seen: set[str] = set()
         self._backoff_s = FIRST_BACKOFF_S
         self._closed_until = 0.0
+        self._trouble = ""
 
     def begin(self) -> None:
         """Parsl starts anew, and counts its blocks from 0."""
@@ -173,6 +207,11 @@ class Breaker:
 
     def allows_blocks(self) -> bool:
         return time.monotonic() >= self._closed_until
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no blocks are asked for; None if they are."""
+        return None if self.allows_blocks() else self._trouble
 
     def observe(self, statuses: Mapping[str, JobStatus], *, managers: int) -> str | None:
         """Look at all blocks. What the failed ones said, if that is a reason to stop; else None."""
@@ -189,12 +228,16 @@ class Breaker:
         self._seen.update(missing)
         self._closed_until = time.monotonic() + self._backoff_s
         log.error("%d blocks in a row ended before a worker connected; the next in %g s", len(missing), self._backoff_s)
+        backoff_s = self._backoff_s
         self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
         last = statuses[max(missing, key=int)]
-        return (
-            f"No worker could be started for this task: {len(missing)} blocks in a row ended before a worker of theirs "
-            f"had connected. The last of them said:\n{last.message or '(nothing)'}"
+        sentence = (
+            f"{len(missing)} blocks in a row ended before a worker of theirs had connected. The last of them said:\n"
+            f"{last.message or '(nothing)'}"
         )
+        again = (datetime.now() + timedelta(seconds=backoff_s)).astimezone().isoformat(timespec="seconds")
+        self._trouble = f"No block is asked for until {again}: {sentence}"
+        return f"No worker could be started for this task: {sentence}"
 
 
 def _launcher(name: str | None) -> launchers.base.Launcher:

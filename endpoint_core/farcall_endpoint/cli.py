@@ -14,10 +14,10 @@ from typer.core import TyperGroup
 
 from farcall.config import home, login_variable
 from farcall.errors import ConfigurationError, FarcallError, NotFound, Unauthenticated
+from farcall.exits import exit_code_of
 
 from . import directories, pidfile, showing
 from .directories import DEFAULT_NAME
-from .exits import exit_code_of
 from .pidfile import State
 
 if TYPE_CHECKING:

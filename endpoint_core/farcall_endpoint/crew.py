@@ -362,11 +362,11 @@ class Crew:
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def _fits(self, task: dict[str, Any]) -> bool:
-        timeout_s = self._timeout_of(task)
-        return self._ends is None or timeout_s is None or time.monotonic() + timeout_s <= self._ends
+        needs_s = _needs_s(task)
+        return self._ends is None or needs_s is None or time.monotonic() + needs_s <= self._ends
 
     def _timeout_of(self, task: dict[str, Any] | None) -> float | None:
-        own = (((task or {}).get("context") or {}).get("farcall") or {}).get("timeout_s")
+        own = _said_of(task).get("timeout_s")
         return self._default_timeout_s if own is None else float(own)
 
     def _give_back(self, task: dict[str, Any]) -> None:
@@ -382,7 +382,7 @@ class Crew:
             rest_s = (self._ends or now) - now
             self._report(
                 task,
-                TooLittleTime(f"the task may take {self._timeout_of(task):g} s, and this block ends in {rest_s:.0f} s"),
+                TooLittleTime(f"the task may take {_needs_s(task):g} s, and this block ends in {rest_s:.0f} s"),
             )
         self._untimely = []
 
@@ -467,6 +467,17 @@ def _node_timeout_s() -> float | None:
     except ConfigurationError:
         # Each task says so.
         return None
+
+
+def _needs_s(task: dict[str, Any] | None) -> float | None:
+    """How much time there must be for it: a limit that is the same for all tasks does not say that each needs it."""
+    said = _said_of(task)
+    needs_s = said.get("needs_s", said.get("timeout_s"))
+    return None if needs_s is None else float(needs_s)
+
+
+def _said_of(task: dict[str, Any] | None) -> dict[str, Any]:
+    return ((task or {}).get("context") or {}).get("farcall") or {}
 
 
 def _descriptor_of_death(process: SpawnProcess) -> int:

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 
 from farcall.errors import FarcallError
+from farcall.exits import exit_code_of
 
 from . import directories, logfile, pidfile
-from .exits import exit_code_of
 from .pidfile import State
 
 log = logging.getLogger(__name__)

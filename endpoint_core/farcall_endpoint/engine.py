@@ -7,25 +7,32 @@ decided when we know how long they take. Scaling, and life and death of Parsl's 
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import zmq
 
-from farcall.wire import BatchedTask, FunctionCode, TaskState
+from farcall.wire import FunctionCode, TaskState, Transition
 
-from . import chunking
+from . import attempts, verdicts
+from .attempts import Attempt
+from .backlog import Backlog
 from .calls import Outcome, Setting, read_outcome, write_call
-from .failures import failure, lost_for_good
+from .failures import TooLittleTime, WorkerEnded, failure
+from .held import Call, Held, Kind, Load
 from .htex import Executor
 from .journal import Unfinished
 from .mpi import completed, specification_of
+from .remaining import Remaining
+from .sightings import Node, Started
+from .verdicts import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -35,75 +42,45 @@ TASK_EXECUTOR: dict[str, Any] = {"task_executor": {"f": "farcall_endpoint.worker
 #: Calls per worker that Parsl has at a time: one that runs and one that is ready to follow.
 CALLS_PER_WORKER = 2
 
-#: Functions whose run time is remembered, and whose code is kept although no task of theirs is here.
-MOST_ESTIMATES = 10_000
-MOST_FUNCTIONS = 500
 
+class Listener(Protocol):
+    """Who writes down what becomes of the tasks. May be called from any thread, without a lock of the engine's held.
 
-@dataclass(slots=True, eq=False)
-class Held:
-    """A task that the engine has."""
+    Only ``handing_over`` is called with it held, and keeps a task from being handed over if it raises sqlite3.Error.
+    """
 
-    task: BatchedTask
-    #: How many workers it has lost while it was alone in its call: only then was it to blame.
-    attempts: int = 0
-    #: It was in a call that was lost, or wants nodes of its own, so it is not put together with others.
-    alone: bool = False
-    since: float = field(default_factory=time.monotonic)
-    #: What was last said of it.
-    state: TaskState | None = None
+    def ended(self, results: Sequence[tuple[str, str]]) -> None:
+        """Task ids and the JSON texts of their results."""
 
+    def attempted(self, failed: Sequence[Attempt]) -> None: ...
 
-@dataclass(slots=True, eq=False)
-class Call:
-    """Tasks of one function that were handed to Parsl together."""
+    def handing_over(self, task_ids: Sequence[str]) -> None:
+        """These, which must not start twice, may start from now on."""
 
-    function_id: str
-    code: FunctionCode
-    tasks: Sequence[Held]
-
-
-@dataclass(frozen=True)
-class Load:
-    """How much there is to do, and who is there to do it."""
-
-    waiting: int
-    handed_over: int
-    payload_bytes: int
-    calls: int
-    workers: int
+    def not_started(self, task_ids: Sequence[str]) -> None:
+        """They have not."""
 
 
 class Engine:
-    """The tasks between journal and Parsl.
+    """The tasks between journal and Parsl."""
 
-    ``on_results`` gets task ids and the JSON texts of their results, ``on_lost`` ids whose attempts are to be counted.
-    """
-
-    def __init__(
-        self,
-        setting: Setting,
-        *,
-        max_retries: int,
-        nodes_per_block: int = 1,
-        on_results: Callable[[Sequence[tuple[str, str]]], None],
-        on_lost: Callable[[Sequence[str]], None],
-    ) -> None:
+    def __init__(self, setting: Setting, *, max_retries: int, nodes_per_block: int = 1, listener: Listener) -> None:
         self._setting = setting
         self._max_retries = max_retries
         self._nodes_per_block = nodes_per_block
-        self._on_results = on_results
-        self._on_lost = on_lost
+        self._listener = listener
         #: Set by the supervisor: somebody should look whether a block is needed.
         self.on_demand: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._unfollowed: deque[Future[Any]] = deque()
-        self._functions: dict[str, FunctionCode] = {}
-        self._queues: OrderedDict[str, deque[Held]] = OrderedDict()
-        self._waiting = 0
+        self._results: list[tuple[str, str]] = []
+        self._failed: list[Attempt] = []
+        self._not_started: list[str] = []
+        self._backlog = Backlog()
         self._payload_bytes = 0
         self._calls: dict[Future[Any], Call] = {}
-        self._estimates: OrderedDict[str, float] = OrderedDict()
+        self._numbers: dict[int, Call] = {}
+        self._remaining = Remaining()
         self._executor: Executor | None = None
         self._workers = 0
         self._expected_workers = 1
@@ -111,58 +88,84 @@ class Engine:
     # -- what the agent does ------------------------------------------------------------------------------------------
 
     def add(self, functions: Mapping[str, FunctionCode], tasks: Iterable[Unfinished]) -> None:
-        """Take tasks that stand in the journal; each will come back through ``on_results``."""
+        """Take tasks that stand in the journal; each will end with a result for the listener."""
         with self._changing():
-            self._learn(functions)
+            self._backlog.learn(functions, in_use=self._functions_in_calls)
             for unfinished in tasks:
-                alone = (
-                    self._max_retries == 0 or unfinished.attempts > 0 or bool(specification_of(unfinished.task.options))
-                )
-                held = Held(unfinished.task, unfinished.attempts, alone=alone)
-                self._queue(held.task.function_id).append(held)
-                self._count(held, 1)
+                held = self._held(unfinished)
+                if unfinished.cancelled:
+                    self._results.append(attempts.cancelled(held.task.task_id, held.attempts))
+                elif unfinished.handed_over and held.kind.once:
+                    reason = "it was handed to a worker before, and how it ended is not known any more"
+                    self._results.append(attempts.not_again(held.task.task_id, held.attempts, reason))
+                else:
+                    self._backlog.add(held)
+                    self._payload_bytes += len(held.task.payload)
             self._hand_over()
-            wanted = self._waiting or self._calls
+            wanted = self._backlog or self._calls
         if wanted and not self._workers:
             self.on_demand()
+
+    def cancel(self, task_ids: Collection[str]) -> None:
+        """End these tasks wherever they are; those that are not here are none of ours."""
+        wanted = frozenset(task_ids)
+        with self._changing():
+            for held in self._backlog.remove(wanted):
+                self._end(held, attempts.cancelled(held.task.task_id, held.attempts))
+            for call in self._calls.values():
+                for held in call.tasks:
+                    held.cancelled = held.cancelled or held.task.task_id in wanted
+            self._end_unwanted()
+            self._hand_over()
 
     def load(self) -> Load:
         with self._lock:
             handed_over = sum(len(call.tasks) for call in self._calls.values())
-            return Load(self._waiting, handed_over, self._payload_bytes, len(self._calls), self._workers)
+            return Load(len(self._backlog), handed_over, self._payload_bytes, len(self._calls), self._workers)
 
     def task_ids(self) -> set[str]:
         """All that is here, waiting or handed over."""
         with self._lock:
-            tasks = [*self._queues.values(), *(call.tasks for call in self._calls.values())]
-            return {held.task.task_id for part in tasks for held in part}
+            return {held.task.task_id for held in self._all()}
 
     def outstanding(self) -> int:
         """How many workers could be kept busy, at most: what scaling goes by."""
-        load = self.load()
-        return load.waiting + load.handed_over
-
-    def changes(self, *, older_than_s: float, running_calls: int, most: int) -> dict[str, TaskState]:
-        """Tasks held for longer than that whose state is another than when this was last asked.
-
-        Parsl starts calls in their order, so with ``running_calls`` workers busy it is the first ones that are running.
-        """
-        oldest = time.monotonic() - older_than_s
-        found: dict[str, TaskState] = {}
         with self._lock:
-            running = [held for call in list(self._calls.values())[:running_calls] for held in call.tasks]
-            handed = [held for call in list(self._calls.values())[running_calls:] for held in call.tasks]
-            waiting = [held for queue in self._queues.values() for held in queue]
-        for tasks, state in (
-            (running, TaskState.RUNNING),
-            (handed, TaskState.WAITING_FOR_LAUNCH),
-            (waiting, TaskState.WAITING_FOR_NODES),
-        ):
-            for held in tasks:
-                if held.since < oldest and held.state != state and len(found) < most:
-                    held.state = state
-                    found[held.task.task_id] = state
+            handed_over = sum(len(call.tasks) for call in self._calls.values())
+            # For those who need more time than is left here, the workers that are here do not count.
+            useless = any(not self._remaining.suffices(kind) for kind in self._backlog.kinds)
+            return len(self._backlog) + handed_over + (self._workers if useless else 0)
+
+    def news(self, *, older_than_s: float, most: int) -> dict[str, list[Transition]]:
+        """What has become of tasks since this was last asked: where they run, attempts that failed, and where they
+        wait if they have waited there for so long."""
+        found: dict[str, list[Transition]] = {}
+        with self._lock:
+            for held in self._all():
+                if len(found) >= most:
+                    break
+                if told := held.news(older_than_s):
+                    found[held.task.task_id] = told
         return found
+
+    # -- what the nodes say -------------------------------------------------------------------------------------------
+
+    def nodes_changed(self, nodes: Sequence[Node]) -> None:
+        with self._changing():
+            self._remaining.nodes_changed(nodes)
+            self._hand_over()
+
+    def started(self, sightings: Iterable[Started]) -> None:
+        with self._lock:
+            for seen in sightings:
+                call = self._numbers.get(seen.call_id)
+                if call is None:
+                    continue
+                for held in call.tasks:
+                    if held.task.task_id == seen.task_id:
+                        held.enter(TaskState.RUNNING, at=seen.at, note=f"on {seen.hostname}")
+                        call.running = held
+            self._end_unwanted()
 
     # -- what the supervisor does -------------------------------------------------------------------------------------
 
@@ -171,10 +174,12 @@ class Engine:
         with self._changing():
             self._executor = executor
             self._workers = 0
+            self._remaining = Remaining()
             calls = list(self._calls.values())
             self._calls.clear()
+            self._numbers.clear()
             for call in reversed(calls):
-                self._put_back(call)
+                self._settle(call, verdicts.on_interruption(call, "the endpoint's engine was started again"))
             self._hand_over()
 
     def all_nodes_lost(self, error: BaseException, *, running_calls: int) -> None:
@@ -182,13 +187,13 @@ class Engine:
 
         Otherwise a task that ends its node would do so again and again, and take its neighbours with it for ever.
         """
-        with self._lock:
+        with self._changing():
             self._executor = None
             lost = list(self._calls.items())[:running_calls]
-            for future, _ in lost:
-                del self._calls[future]
-        for _, call in lost:
-            self._charge(call, error)
+            for future, call in lost:
+                self._forget(future)
+                log.warning("a call of %d tasks was lost: %s", len(call.tasks), error)
+                self._settle(call, verdicts.on_loss(call, error))
 
     def expect(self, *, workers: int, expected: int) -> None:
         """Say how many workers are connected, and how many there will be when a block starts."""
@@ -199,23 +204,43 @@ class Engine:
 
     def fail_all(self, code: str, message: str) -> None:
         """Give every task a failure for its result: nothing will run them."""
-        with self._lock:
-            doomed = [held for call in self._calls.values() for held in call.tasks]
-            doomed += [held for queue in self._queues.values() for held in queue]
+        with self._changing():
+            doomed = [*self._all()]
             self._calls.clear()
-            self._queues.clear()
-            self._waiting = self._payload_bytes = 0
+            self._numbers.clear()
+            self._backlog.clear()
+            self._payload_bytes = 0
+            for held in doomed:
+                history = [attempt.transition for attempt in held.attempts]
+                self._results.append(failure(held.task.task_id, code, message, history))
         log.error("%d tasks fail: %s", len(doomed), message)
-        self._on_results([failure(held.task.task_id, code, message) for held in doomed])
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """Hold the lock; afterwards wait for the calls made meanwhile. One that is done already is taken at once."""
+        """Hold the lock; afterwards tell the listener, and wait for the calls made meanwhile.
+
+        A call that is done already is taken at once.
+        """
+        try:
+            with self._lock:
+                yield
+            while self._unfollowed:
+                with suppress(IndexError):
+                    self._unfollowed.popleft().add_done_callback(self._done)
+        finally:
+            self._tell()
+
+    def _tell(self) -> None:
         with self._lock:
-            yield
-        while self._unfollowed:
-            with suppress(IndexError):
-                self._unfollowed.popleft().add_done_callback(self._done)
+            results, self._results = self._results, []
+            failed, self._failed = self._failed, []
+            not_started, self._not_started = self._not_started, []
+        if failed:
+            self._listener.attempted(failed)
+        if not_started:
+            self._listener.not_started(not_started)
+        if results:
+            self._listener.ended(results)
 
     # -- handing over -------------------------------------------------------------------------------------------------
 
@@ -224,144 +249,199 @@ class Engine:
         if self._executor is None or self._executor.bad_state_is_set:
             return
         most_calls = CALLS_PER_WORKER * (self._workers or self._expected_workers)
-        while self._queues and len(self._calls) < most_calls:
-            function_id, queue = next(iter(self._queues.items()))
-            code = self._functions[function_id]
-            chunk = self._chunk(function_id, queue, free_calls=most_calls - len(self._calls))
-            call = Call(function_id, code, chunk)
-            try:
-                self._call(self._executor, call)
-            except zmq.ZMQError as error:
-                # The interchange is gone. The supervisor will notice, and bring another.
-                log.warning("the interchange takes no tasks: %s", error)
+        while (free_calls := most_calls - len(self._calls)) > 0 and (kind := self._next()) is not None:
+            calls = self._calls_of(kind, free_calls)
+            if not self._note(calls) or not self._submit_all(self._executor, calls):
+                return
+            self._backlog.let_others_go_first(kind)
+
+    def _next(self) -> Kind | None:
+        """The first kind of which something can be handed over now."""
+        for kind in self._backlog.kinds:
+            if not self._remaining.suffices(kind):
+                continue
+            if not kind.once or len(self._calls) < self._workers:
+                return kind
+            if self._workers:
+                # It waits for a worker that is free, so nothing may be put before it that keeps all of them busy.
+                return None
+        return None
+
+    def _calls_of(self, kind: Kind, free_calls: int) -> list[Call]:
+        """The next call, or as many as there are free workers where each takes one task alone."""
+        code = self._backlog.code(kind)
+        number = min(self._backlog.waiting(kind), self._workers - len(self._calls)) if kind.once else 1
+        return [Call(kind, code, self._backlog.take(kind, free_calls=free_calls)) for _ in range(number)]
+
+    def _note(self, calls: Sequence[Call]) -> bool:
+        """Have it written down what may start from now on and must not start twice."""
+        ids = [held.task.task_id for call in calls if call.kind.once for held in call.tasks]
+        try:
+            if ids:
+                self._listener.handing_over(ids)
+            return True
+        except sqlite3.Error as error:
+            # Most likely a full disk. The supervisor's next round tries again.
+            log.debug("tasks that must not start twice wait until that can be written down: %s", error)
+            for call in reversed(calls):
                 self._put_back(call)
+            return False
+
+    def _submit_all(self, executor: Executor, calls: Sequence[Call]) -> bool:
+        for position, call in enumerate(calls):
+            if not self._submit(executor, call):
+                for other in reversed(calls[position:]):
+                    self._settle(other, verdicts.on_return(other))
+                # If this function is to blame, the others come first next time.
+                self._backlog.let_others_go_first(call.kind)
+                return False
+        return True
+
+    def _submit(self, executor: Executor, call: Call) -> bool:
+        """Whether Parsl has taken it."""
+        tasks = [held.task for held in call.tasks]
+        try:
+            buffer = write_call(self._setting, {call.kind.function_id: call.code}, tasks)
+            future = executor.submit_payload(self._context(call), buffer)
+        except zmq.ZMQError as error:
+            # The interchange is gone. The supervisor will notice, and bring another.
+            log.warning("the interchange takes no tasks: %s", error)
+            self.on_demand()
+            return False
+        # Parsl raises whatever has made it go bad. What was taken from its queue must not be lost with that.
+        except Exception:
+            log.exception("Parsl takes no tasks, %d of them wait", len(tasks))
+            if executor.bad_state_is_set:
                 self.on_demand()
-                return
-            # Parsl raises whatever has made it go bad. What was taken from its queue must not be lost with that.
-            except Exception:
-                log.exception("Parsl takes no tasks, %d of them wait", len(chunk))
-                self._put_back(call)
-                # The supervisor's next round tries again; if this function is to blame, the others come first then.
-                self._queues.move_to_end(function_id)
-                if self._executor.bad_state_is_set:
-                    self.on_demand()
-                return
-            if queue:
-                # The next call is another function's, so that a long queue of one does not keep out all others.
-                self._queues.move_to_end(function_id)
-            else:
-                self._queues.pop(function_id, None)
-
-    def _chunk(self, function_id: str, queue: deque[Held], *, free_calls: int) -> list[Held]:
-        if queue[0].alone:
-            number = 1
-        else:
-            number = chunking.tasks_per_call(
-                self._estimates.get(function_id), waiting=len(queue), free_calls=free_calls
-            )
-            number = chunking.within_bytes([len(queue[n].task.payload) for n in range(min(number, len(queue)))])
-        chunk: list[Held] = []
-        while queue and len(chunk) < number and not (chunk and queue[0].alone):
-            chunk.append(queue.popleft())
-        self._waiting -= len(chunk)
-        return chunk
-
-    def _call(self, executor: Executor, call: Call) -> None:
-        buffer = write_call(self._setting, {call.function_id: call.code}, [held.task for held in call.tasks])
-        future = executor.submit_payload(self._context(call), buffer)
-        self._calls[future] = call
+            return False
+        call.number = future.parsl_executor_task_id
+        self._calls[future] = self._numbers[call.number] = call
         self._unfollowed.append(future)
+        now = time.time_ns()
+        for held in call.tasks:
+            held.enter(TaskState.WAITING_FOR_LAUNCH, at=now)
+        return True
 
     def _context(self, call: Call) -> dict[str, Any]:
+        limit_s = call.kind.timeout_s
+        context = {
+            **TASK_EXECUTOR,
+            # For the node: after how long a task is ended by force, and how much time its block must have left.
+            "farcall": {"timeout_s": limit_s or self._setting.task_timeout_s, "needs_s": limit_s},
+        }
         wanted = specification_of(call.tasks[0].task.options)
-        if not wanted:
-            return TASK_EXECUTOR
-        # What asks for nodes is alone in its call, and was checked when it came.
-        return {**TASK_EXECUTOR, "resource_spec": completed(wanted, most_nodes=self._nodes_per_block)}
+        if wanted:
+            # What asks for nodes is alone in its call, and was checked when it came.
+            context["resource_spec"] = completed(wanted, most_nodes=self._nodes_per_block)
+        return context
 
     # -- what comes back ----------------------------------------------------------------------------------------------
 
     def _done(self, future: Future[Any]) -> None:
         """Parsl's result thread calls this."""
-        with self._lock:
-            call = self._calls.pop(future, None)
-        if call is None:
-            # It was of an executor that is no longer used, and its tasks have been put back or failed.
-            return
-        try:
-            outcome = read_outcome(future.result())
-        except Exception as error:
-            self._lost(call, error)
-        else:
-            self._finished(call, outcome)
+        with self._changing():
+            call = self._forget(future)
+            if call is None:
+                # It was of an executor that is no longer used, and its tasks have been put back or failed.
+                return
+            try:
+                outcome = read_outcome(future.result())
+            except Exception as error:
+                self._lost(call, error)
+            else:
+                self._finished(call, outcome)
+            self._hand_over()
 
     def _finished(self, call: Call, outcome: Outcome) -> None:
-        try:
-            with self._changing():
-                self._observe(call.function_id, outcome.busy_s / len(call.tasks))
-                for held in call.tasks:
-                    self._count(held, -1, waiting=False)
-                self._hand_over()
-        finally:
-            self._on_results(outcome.results)
+        self._backlog.observe(call.kind.function_id, outcome.busy_s / len(call.tasks))
+        earlier = {held.task.task_id: held.attempts for held in call.tasks if held.attempts}
+        for held in call.tasks:
+            self._payload_bytes -= len(held.task.payload)
+        self._results += [(key, attempts.with_history(text, earlier.get(key, ()))) for key, text in outcome.results]
 
-    def _observe(self, function_id: str, sample_s: float) -> None:
-        self._estimates[function_id] = chunking.estimate(self._estimates.get(function_id), sample_s)
-        self._estimates.move_to_end(function_id)
-        if len(self._estimates) > MOST_ESTIMATES:
-            self._estimates.popitem(last=False)
+    def _lost(self, call: Call, error: Exception) -> None:
+        if self._executor is None or self._executor.bad_state_is_set:
+            found = verdicts.on_interruption(call, "the endpoint's engine went bad while it had it")
+        elif isinstance(error, TooLittleTime):
+            self._remaining.fell_short(call.kind)
+            # Each takes less time alone than with others.
+            found = verdicts.on_return(call, alone=True)
+        elif isinstance(error, WorkerEnded):
+            what = attempts.what_happened(error)
+            # A worker that was told to end is nothing to worry about.
+            level = logging.WARNING if error.cause == "died" else logging.INFO
+            log.log(level, "%s (%s), while it had a call of %d tasks", what, error.cause, len(call.tasks))
+            found = verdicts.on_worker_ended(call, error, limit_s=self._setting.task_timeout_s)
+        else:
+            log.warning("a call of %d tasks was lost: %s", len(call.tasks), error)
+            found = verdicts.on_loss(call, error)
+        self._settle(call, found)
 
-    def _lost(self, call: Call, error: BaseException) -> None:
-        with self._lock:
-            executor_is_bad = self._executor is None or self._executor.bad_state_is_set
-        if executor_is_bad:
-            with self._lock:
-                self._put_back(call)
-            return
-        self._charge(call, error)
+    def _settle(self, call: Call, found: Sequence[Verdict]) -> None:
+        again = []
+        for verdict in found:
+            held = verdict.held
+            if verdict.attempt is not None:
+                held.attempted(verdict.attempt)
+                self._failed.append(verdict.attempt)
+            if verdict.result is not None:
+                self._end(held, verdict.result)
+                continue
+            held.alone = held.alone or verdict.alone
+            held.returns += verdict.returned
+            if verdict.returned and held.kind.once:
+                self._not_started.append(held.task.task_id)
+            again.append(held)
+        self._put_back(replace(call, tasks=again))
 
-    def _charge(self, call: Call, error: BaseException) -> None:
-        """Run a lost call's tasks again, one a call; a task that was alone in it has used up one of its attempts."""
-        log.warning("a call of %d tasks was lost: %s", len(call.tasks), error)
-        if len(call.tasks) > 1:
-            self._run_again(call)
-            return
-        (held,) = call.tasks
-        held.attempts += 1
-        self._on_lost([held.task.task_id])
-        if held.attempts <= self._max_retries:
-            self._run_again(call)
-            return
-        with self._changing():
-            self._count(held, -1, waiting=False)
-            self._hand_over()
-        self._on_results([lost_for_good(held.task.task_id, held.attempts, error)])
-
-    def _run_again(self, call: Call) -> None:
-        with self._changing():
-            for held in call.tasks:
-                held.alone = True
-            self._put_back(call)
-            self._hand_over()
+    def _end(self, held: Held, result: tuple[str, str]) -> None:
+        self._payload_bytes -= len(held.task.payload)
+        self._results.append(result)
 
     def _put_back(self, call: Call) -> None:
-        """To the front of their queue, in their order."""
-        # While the call was on its way to its end, nobody seemed to need its function.
-        self._functions.setdefault(call.function_id, call.code)
-        self._queue(call.function_id).extendleft(reversed(call.tasks))
-        self._waiting += len(call.tasks)
+        now = time.time_ns()
+        for held in call.tasks:
+            held.enter(TaskState.WAITING_FOR_NODES, at=now)
+        self._backlog.put_back(call.kind, call.code, call.tasks)
 
-    def _learn(self, functions: Mapping[str, FunctionCode]) -> None:
-        self._functions.update(functions)
-        if len(self._functions) > MOST_FUNCTIONS:
-            needed = {*self._queues, *functions, *(call.function_id for call in self._calls.values())}
-            self._functions = {key: code for key, code in self._functions.items() if key in needed}
+    def _end_unwanted(self) -> None:
+        """Have those calls ended whose task was cancelled.
 
-    # -- counting -----------------------------------------------------------------------------------------------------
+        Where another task of the call is known to be running, it may go on: it is not to blame.
+        """
+        numbers = []
+        for call in self._calls.values():
+            if call.unwanted or call.number is None or not any(held.cancelled for held in call.tasks):
+                continue
+            if call.running is None or call.running.cancelled:
+                call.unwanted = True
+                numbers.append(call.number)
+        if numbers and self._executor is not None:
+            self._executor.cancel_calls(numbers)
 
-    def _queue(self, function_id: str) -> deque[Held]:
-        return self._queues.setdefault(function_id, deque())
+    def _forget(self, future: Future[Any]) -> Call | None:
+        call = self._calls.pop(future, None)
+        if call is not None and call.number is not None:
+            self._numbers.pop(call.number, None)
+        return call
 
-    def _count(self, held: Held, change: int, *, waiting: bool = True) -> None:
-        self._waiting += change if waiting else 0
-        self._payload_bytes += change * len(held.task.payload)
+    # -- what is here -------------------------------------------------------------------------------------------------
+
+    def _held(self, unfinished: Unfinished) -> Held:
+        options = unfinished.task.options
+        retries = attempts.most_retries(options, self._max_retries)
+        return Held(
+            unfinished.task,
+            Kind(unfinished.task.function_id, attempts.timeout_s(options), once=retries == 0),
+            retries,
+            list(unfinished.notes),
+            unfinished.attempts,
+            alone=unfinished.attempts > 0 or bool(specification_of(options)),
+        )
+
+    def _all(self) -> Iterator[Held]:
+        yield from (held for call in self._calls.values() for held in call.tasks)
+        yield from self._backlog
+
+    def _functions_in_calls(self) -> set[str]:
+        return {call.kind.function_id for call in self._calls.values()}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
-from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
-
-from farcall.wire import ErrorDetails, Result, write_result
+from farcall.wire import ErrorDetails, Result, Transition, write_result
 
 
 class NodesLost(Exception):
@@ -47,20 +46,7 @@ class TooLittleTime(Exception):
     """A node gives a call back because its block ends before the call's time limit: another node may have longer."""
 
 
-def failure(task_id: str, code: str, message: str) -> tuple[str, str]:
+def failure(task_id: str, code: str, message: str, history: Sequence[Transition] = ()) -> tuple[str, str]:
     """A failed task's id and the JSON text of its result, as the journal takes it."""
-    result = Result(task_id, message, error_details=ErrorDetails(code, message))
+    result = Result(task_id, message, error_details=ErrorDetails(code, message), task_statuses=history)
     return task_id, json.dumps(write_result(result), separators=(",", ":"))
-
-
-def lost_for_good(task_id: str, attempts: int, error: BaseException) -> tuple[str, str]:
-    """The failure of a task that has lost as many workers as its endpoint allows; ``error`` is what Parsl said last."""
-    times = "once" if attempts == 1 else f"{attempts} times"
-    if isinstance(error, (WorkerLost, ManagerLost, NodesLost, WorkerEnded)):
-        what = (
-            "The worker process ended before the task did: the task called os._exit, was killed by a signal, or ran "
-            f"out of memory, or its node was lost. It was started {times}."
-        )
-        return failure(task_id, "WorkerLost", f"{what} The last time: {error}")
-    what = f"The worker could not run the task at all. It was started {times}."
-    return failure(task_id, "WorkerFailed", f"{what} The last time: {type(error).__name__}: {error}")

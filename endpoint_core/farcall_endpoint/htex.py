@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import time
 import uuid
 from collections.abc import Callable, Collection
 from functools import partial
@@ -15,7 +16,11 @@ from typing import Any
 import psutil
 import zmq
 from parsl.executors import HighThroughputExecutor
+from parsl.executors.high_throughput.errors import CommandClientTimeoutError
 from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
+from parsl.executors.high_throughput.zmq_pipes import CommandClient
+
+from farcall.errors import FarcallError
 
 from .blocks import Blocks, Breaker
 from .config import EngineConfig
@@ -40,6 +45,10 @@ ENDED_BLOCKS_KEPT = 50
 #: directory where it runs could stand in for a module.
 _POOL_COMMAND = f"python3 -P -m {__package__}.pool"
 _LAUNCH_COMMAND = DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", _POOL_COMMAND, 1)
+
+
+class InterchangeFailed(FarcallError, RuntimeError):
+    """It has died, or says nothing, before it could do anything."""
 
 
 class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no types
@@ -101,10 +110,34 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
         Path(self.logdir).mkdir(parents=True, exist_ok=True)
         super().start()
         # Parsl waits for ever for an interchange that has died, and so would we.
-        self.command_client.run = partial(self.command_client.run, timeout_s=COMMAND_TIMEOUT_S)
+        self.command_client.run = partial(_answer, self.command_client, self.command_client.run)
         for pipe in (self.outgoing_q.zmq_socket, self.command_client.zmq_socket):
             pipe.setsockopt(zmq.LINGER, 0)
             pipe.setsockopt(zmq.SNDTIMEO, 1000 * COMMAND_TIMEOUT_S)
+
+    def _start_local_interchange_process(self) -> None:
+        """Parsl's own, which would wait two minutes for an interchange that has died while it began."""
+        later, self.command_client.run = self.command_client.run, self._first_answer
+        try:
+            super()._start_local_interchange_process()
+        finally:
+            self.command_client.run = later
+
+    def _first_answer(self, message: Any, timeout_s: float) -> Any:
+        pipe = self.command_client.zmq_socket
+        deadline = time.monotonic() + timeout_s
+        # Without anybody at the other end the question cannot even be asked.
+        self._wait_for_interchange(pipe, zmq.POLLOUT, deadline)
+        pipe.send_pyobj(message)
+        self._wait_for_interchange(pipe, zmq.POLLIN, deadline)
+        return pipe.recv_pyobj()
+
+    def _wait_for_interchange(self, pipe: zmq.Socket[bytes], direction: int, deadline: float) -> None:
+        while not pipe.poll(POLL_PERIOD_MS, direction):
+            code = self.interchange_proc.poll()
+            if code is not None or time.monotonic() > deadline:
+                why = "it says nothing" if code is None else f"it ended with exit code {code}"
+                raise InterchangeFailed(f"Parsl's interchange did not start: {why}")
 
     def initialize_scaling(self) -> None:
         # Now there are certificates, and no block yet.
@@ -184,6 +217,20 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
             # Parsl keeps it as the block's state; the administrator wants to read it.
             log.warning("a block was refused: %s: %s", type(error).__name__, error)
             raise
+
+
+def _answer(client: CommandClient, run: Callable[..., Any], message: Any) -> Any:
+    """The interchange's answer to a command. Raises CommandClientTimeoutError if there is none in time."""
+    began = time.monotonic()
+    try:
+        return run(message, timeout_s=COMMAND_TIMEOUT_S)
+    except CommandClientTimeoutError:
+        overdue_s = time.monotonic() - began - COMMAND_TIMEOUT_S
+        # Where that took longer than it may, it was we who had stopped. The answer is there, or about to be read.
+        if overdue_s < 1 or client.ok or not client.zmq_socket.poll(1000 * COMMAND_TIMEOUT_S):
+            raise
+        client.ok = True
+        return client.zmq_socket.recv_pyobj()
 
 
 def _interchange_command() -> list[str]:

@@ -16,66 +16,54 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from farcall.errors import FarcallError
 from farcall.wire import BatchedTask, FunctionCode, TaskBatch
 
-#: Raised with every change of the tables below.
-SCHEMA_VERSION = 1
+from .attempts import Attempt
+from .journalfile import FINISHED, HELD, SENT, JournalError, Opened, checksum
+
+__all__ = ["Journal", "JournalError", "Unfinished"]
 
 #: How long a result that was sent is kept, and how much of them: a task delivered twice is answered from here.
 KEEP_SENT_S = 600.0
 KEEP_SENT_BYTES = 64 * 1024 * 1024
 
+#: How long a task is remembered that must not start when its message comes: as long as the service may send it.
+KEEP_TOMBSTONES_S = 14 * 24 * 3600.0
+
 #: Rows removed in one transaction, so that nobody waits long for it.
 PURGE_ROWS = 5000
-
-_HELD, _FINISHED, _SENT = 0, 1, 2
-
-_SCHEMA = f"""
-CREATE TABLE tasks (
-    id INTEGER PRIMARY KEY,
-    task_id TEXT NOT NULL UNIQUE,
-    function_id TEXT NOT NULL,
-    payload BLOB NOT NULL,
-    options TEXT,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    state INTEGER NOT NULL DEFAULT {_HELD},
-    result TEXT,
-    sent_at REAL
-);
-CREATE INDEX held ON tasks (function_id) WHERE state = {_HELD};
-CREATE INDEX finished ON tasks (id) WHERE state = {_FINISHED};
-CREATE INDEX sent ON tasks (sent_at, length(result)) WHERE state = {_SENT};
-CREATE TABLE functions (function_id TEXT PRIMARY KEY, code BLOB NOT NULL, python_version TEXT);
-PRAGMA user_version = {SCHEMA_VERSION};
-"""
-
-
-class JournalError(FarcallError, RuntimeError):
-    """The journal's file cannot be used; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """A task that stands in the journal without a result, and how many workers it has lost."""
+    """A task that stands in the journal without a result, and what has become of it so far."""
 
     task: BatchedTask
+    #: How many workers it has lost.
     attempts: int = 0
+    #: What became of those, and of attempts that do not count.
+    notes: Sequence[Attempt] = ()
+    #: If it must not start twice: it may have started already.
+    handed_over: bool = False
+    cancelled: bool = False
 
 
 class Journal:
-    """One endpoint's journal. Its methods may be called from any thread."""
+    """One endpoint's journal. Its methods may be called from any thread; all may raise sqlite3.Error."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._db = self._open()
-        rows = self._db.execute("SELECT task_id FROM tasks WHERE state != ?", (_SENT,))
+        self._file = Opened(path)
+        self._db = self._file.db
+        #: Why something that was written last may be missing; None if nothing is.
+        self.doubt = self._file.doubt
+        rows = self._db.execute("SELECT task_id FROM tasks WHERE state != ?", (SENT,))
         self._held: set[str] = {task_id for (task_id,) in rows}
 
     # -- tasks --------------------------------------------------------------------------------------------------------
 
-    def accept(self, batch: TaskBatch) -> list[BatchedTask]:
+    def accept(self, batch: TaskBatch) -> list[Unfinished]:
         """Write a batch down and return those of its tasks that are new.
 
         Of the others, those still held need nothing; those whose result was sent will have it sent again.
@@ -85,45 +73,79 @@ class Journal:
             known = dict(
                 db.execute("SELECT task_id, state FROM tasks WHERE task_id IN (SELECT value FROM json_each(?))", (ids,))
             )
+            buried = dict(
+                db.execute(
+                    "SELECT task_id, cancelled FROM tombstones WHERE task_id IN (SELECT value FROM json_each(?))",
+                    (ids,),
+                )
+            )
             new = {task.task_id: task for task in batch.tasks if task.task_id not in known}
-            again = [task_id for task_id, state in known.items() if state == _SENT]
+            again = [task_id for task_id, state in known.items() if state == SENT]
             db.executemany(
-                "INSERT OR IGNORE INTO functions VALUES (?, ?, ?)",
-                [(key, _blob(function.code), function.python_version) for key, function in batch.functions.items()],
+                "INSERT OR IGNORE INTO functions VALUES (?, ?, ?, ?)", map(_function_row, batch.functions.items())
             )
             db.executemany(
-                "INSERT INTO tasks (task_id, function_id, payload, options) VALUES (?, ?, ?, ?)",
-                [(task.task_id, task.function_id, _blob(task.payload), _options_text(task)) for task in new.values()],
+                "INSERT INTO tasks (task_id, function_id, payload, options, checksum) VALUES (?, ?, ?, ?, ?)",
+                map(_task_row, new.values()),
             )
-            db.executemany(f"UPDATE tasks SET state = {_FINISHED} WHERE task_id = ?", [(key,) for key in again])
-            self._held.update(new, again)
-        return list(new.values())
+            db.executemany(f"UPDATE tasks SET state = {FINISHED} WHERE task_id = ?", [(key,) for key in again])
+        self._held.update(new, again)
+        return [
+            Unfinished(task, handed_over=buried.get(task_id) == 0, cancelled=buried.get(task_id) == 1)
+            for task_id, task in new.items()
+        ]
 
-    def lost(self, task_ids: Iterable[str]) -> None:
-        """Count one more worker that each of these tasks has lost."""
+    def hand_over(self, task_ids: Iterable[str]) -> None:
+        """Note that these, which must not start twice, may have started from now on."""
         with self._writing() as db:
-            db.executemany("UPDATE tasks SET attempts = attempts + 1 WHERE task_id = ?", [(key,) for key in task_ids])
+            db.executemany("UPDATE tasks SET handed_over = 1 WHERE task_id = ?", [(key,) for key in task_ids])
+
+    def take_back(self, task_ids: Iterable[str]) -> None:
+        """These were handed over and have not started."""
+        with self._writing() as db:
+            db.executemany("UPDATE tasks SET handed_over = 0 WHERE task_id = ?", [(key,) for key in task_ids])
+
+    def attempted(self, attempts: Iterable[Attempt]) -> None:
+        """Write down what became of attempts to run a task."""
+        with self._writing() as db:
+            db.executemany(
+                "UPDATE tasks SET attempts = attempts + ?, notes = coalesce(notes, '') || ? WHERE task_id = ?",
+                [(each.counts, _note_line(each), each.task_id) for each in attempts],
+            )
+
+    def cancel(self, task_ids: Sequence[str]) -> None:
+        """Remember that these must not start, also those of which nothing is known yet."""
+        now = time.time()
+        with self._writing() as db:
+            db.executemany("INSERT OR REPLACE INTO tombstones VALUES (?, 1, ?)", [(key, now) for key in task_ids])
 
     def unfinished(self) -> tuple[Mapping[str, FunctionCode], list[Unfinished]]:
         """What is to be run again after a restart, in the order in which it came, and the functions it needs."""
         with self._lock:
             rows = self._db.execute(
-                f"SELECT task_id, function_id, payload, options, attempts FROM tasks WHERE state = {_HELD} ORDER BY id"
+                "SELECT task_id, function_id, payload, options, attempts, notes, handed_over, cancelled "
+                f"FROM tasks LEFT JOIN tombstones USING (task_id) WHERE state = {HELD} ORDER BY id"
             ).fetchall()
             functions = self._db.execute(
-                f"SELECT * FROM functions WHERE function_id IN (SELECT function_id FROM tasks WHERE state = {_HELD})"
+                "SELECT function_id, code, python_version FROM functions "
+                f"WHERE function_id IN (SELECT function_id FROM tasks WHERE state = {HELD})"
             ).fetchall()
         tasks = [
             Unfinished(
-                BatchedTask(task_id, function_id, _text(payload), json.loads(options) if options else {}), attempts
+                BatchedTask(task_id, function_id, _text(payload), json.loads(options) if options else {}),
+                attempts,
+                tuple(Attempt(task_id, *json.loads(line)) for line in (notes or "").splitlines()),
+                # Where the last words are missing, this may have been one of them.
+                handed_over=bool(handed_over) or cancelled == 0 or self.doubt is not None,
+                cancelled=cancelled == 1,
             )
-            for task_id, function_id, payload, options, attempts in rows
+            for task_id, function_id, payload, options, attempts, notes, handed_over, cancelled in rows
         ]
         return {function_id: FunctionCode(_text(code), version) for function_id, code, version in functions}, tasks
 
     def unfinished_ids(self) -> set[str]:
         with self._lock:
-            return {task_id for (task_id,) in self._db.execute(f"SELECT task_id FROM tasks WHERE state = {_HELD}")}
+            return {task_id for (task_id,) in self._db.execute(f"SELECT task_id FROM tasks WHERE state = {HELD}")}
 
     def held(self) -> list[str]:
         """The tasks whose result has not been sent."""
@@ -136,9 +158,9 @@ class Journal:
         """Keep results (task id and JSON text) until they are sent. Of several for a task, the first counts."""
         with self._writing() as db:
             db.executemany(
-                f"UPDATE tasks SET state = {_FINISHED}, result = ?, payload = x'' "
-                f"WHERE task_id = ? AND state = {_HELD}",
-                [(text, task_id) for task_id, text in results],
+                f"UPDATE tasks SET state = {FINISHED}, result = ?, payload = x'', options = NULL, checksum = ? "
+                f"WHERE task_id = ? AND state = {HELD}",
+                [(text, checksum(text), task_id) for task_id, text in results],
             )
 
     def unsent(self, *, most: int, most_bytes: int) -> list[tuple[str, str]]:
@@ -147,7 +169,7 @@ class Journal:
         size = 0
         with self._lock:
             rows = self._db.execute(
-                f"SELECT task_id, result FROM tasks WHERE state = {_FINISHED} ORDER BY id LIMIT ?", (most,)
+                f"SELECT task_id, result FROM tasks WHERE state = {FINISHED} ORDER BY id LIMIT ?", (most,)
             )
             for task_id, text in rows:
                 size += len(text)
@@ -162,10 +184,10 @@ class Journal:
         now = time.time()
         with self._writing() as db:
             db.executemany(
-                f"UPDATE tasks SET state = {_SENT}, sent_at = ? WHERE task_id = ? AND state = {_FINISHED}",
+                f"UPDATE tasks SET state = {SENT}, sent_at = ? WHERE task_id = ? AND state = {FINISHED}",
                 [(now, task_id) for task_id in task_ids],
             )
-            self._held.difference_update(task_ids)
+        self._held.difference_update(task_ids)
 
     # -- housekeeping -------------------------------------------------------------------------------------------------
 
@@ -176,67 +198,61 @@ class Journal:
             removed += rows
         with self._writing() as db:
             db.execute(
-                f"DELETE FROM functions WHERE function_id NOT IN (SELECT function_id FROM tasks WHERE state = {_HELD})"
+                f"DELETE FROM functions WHERE function_id NOT IN (SELECT function_id FROM tasks WHERE state = {HELD})"
             )
+            db.execute("DELETE FROM tombstones WHERE at < ?", (time.time() - KEEP_TOMBSTONES_S,))
         return removed
 
     def _purge_some(self, sent_before: float, keep_bytes: int) -> int:
         with self._writing() as db:
-            (size,) = db.execute(f"SELECT total(length(result)) FROM tasks WHERE state = {_SENT}").fetchone()
+            (size,) = db.execute(f"SELECT total(length(result)) FROM tasks WHERE state = {SENT}").fetchone()
             excess = size - keep_bytes
             doomed = []
             for row_id, sent_at, length in db.execute(
-                f"SELECT id, sent_at, length(result) FROM tasks WHERE state = {_SENT} "
+                f"SELECT id, sent_at, length(result) FROM tasks WHERE state = {SENT} "
                 f"ORDER BY sent_at LIMIT {PURGE_ROWS}"
             ):
                 if sent_at > sent_before and excess <= 0:
                     break
                 excess -= length
                 doomed.append((row_id,))
+            # Of what must not start twice, it is remembered for longer that it has.
+            db.executemany(
+                "INSERT OR IGNORE INTO tombstones SELECT task_id, 0, sent_at FROM tasks WHERE id = ? AND handed_over",
+                doomed,
+            )
             db.executemany("DELETE FROM tasks WHERE id = ?", doomed)
         return len(doomed)
 
+    def try_writing(self) -> None:
+        """Raises sqlite3.Error while nothing can be written."""
+        with self._writing() as db:
+            db.execute("UPDATE opened SET is_open = 1")
+
     def close(self) -> None:
         with self._lock:
-            self._db.close()
+            self._file.close()
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._db:
             yield self._db
 
-    def _open(self) -> sqlite3.Connection:
-        try:
-            db = sqlite3.connect(self.path, check_same_thread=False)
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-            db.execute("PRAGMA journal_size_limit = 67108864")
-            (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
-            if found != "ok":
-                raise sqlite3.DatabaseError(found)
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                db.executescript(_SCHEMA)
-                version = SCHEMA_VERSION
-        except sqlite3.OperationalError as error:
-            raise JournalError(f"the journal {self.path} cannot be opened: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise JournalError(
-                f"the journal {self.path} is damaged ({error}). It held the tasks that were accepted and not finished, "
-                "and results that were not sent. Move the file away and start again: the service sends the tasks again "
-                "of which it has no result; keep the file if you want somebody to look for results in it."
-            ) from error
-        if version != SCHEMA_VERSION:
-            db.close()
-            raise JournalError(
-                f"the journal {self.path} was written by another version (its schema is {version}, ours is "
-                f"{SCHEMA_VERSION}). Start that version once more to finish its tasks, or move the file away."
-            )
-        return db
+
+def _function_row(item: tuple[str, FunctionCode]) -> tuple[str, bytes, str | None, int]:
+    function_id, function = item
+    code = _blob(function.code)
+    return function_id, code, function.python_version, checksum(code)
 
 
-def _options_text(task: BatchedTask) -> str | None:
-    return json.dumps(dict(task.options)) if task.options else None
+def _task_row(task: BatchedTask) -> tuple[str, str, bytes, str | None, int]:
+    payload = _blob(task.payload)
+    options = json.dumps(dict(task.options)) if task.options else None
+    return task.task_id, task.function_id, payload, options, checksum(payload, options)
+
+
+def _note_line(attempt: Attempt) -> str:
+    return json.dumps([attempt.at, attempt.note, attempt.counts]) + "\n"
 
 
 def _blob(text: str) -> bytes:

@@ -65,7 +65,7 @@ class Line(threading.Thread, ABC):
     def run(self) -> None:
         failures = 0
         while not self._stopping.is_set():
-            connection = _connection(self.url())
+            connection = connection_to(self.url())
             began = time.monotonic()
             try:
                 connection.connect()
@@ -114,7 +114,8 @@ def _is_absence(error: Exception) -> bool:
     return isinstance(error, _ABSENCES) or (isinstance(error, amqp.ChannelError) and error.reply_code == _NO_ROUTE)
 
 
-def _connection(url: str) -> Connection:
+def connection_to(url: str) -> Connection:
+    """A connection that is opened at its first use."""
     # With AMQP a publish returns when the broker has confirmed it.
     options = _REDIS_OPTIONS if url.startswith(("redis", "valkey")) else {"confirm_publish": True}
     return Connection(url, transport_options=options, connect_timeout=10, heartbeat=HEARTBEAT_S)

@@ -16,11 +16,22 @@ from kombu import Connection, Consumer, Exchange, Message, Producer, Queue
 from kombu.transport import virtual
 
 from farcall.errors import WireError
-from farcall.wire import ENVELOPE_VERSION, Command, StatusReport, TaskBatch, decode, encode
+from farcall.wire import (
+    ENVELOPE_VERSION,
+    MOST_DEAD_LETTER_BYTES,
+    Command,
+    DeadLetter,
+    OutputBatch,
+    StatusReport,
+    TaskBatch,
+    decode,
+    encode,
+)
 
 from .addresses import Address, Addresses
 from .journal import Journal
-from .line import Line, drain
+from .line import Line, connection_to, drain
+from .output import OutputStore
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +40,10 @@ M = TypeVar("M")
 #: Results in one message, and their size; a single result may be larger.
 MOST_RESULTS = 1000
 MOST_RESULT_BYTES = 4 * 1024 * 1024
+
+#: Output in one message. A message of it goes out only when there is no result to send, except for what a task has
+#: printed whose result is about to go out: that goes first, as far as it is not more.
+MOST_OUTPUT_BYTES = 256 * 1024
 
 #: Before tasks are taken again that could not be written down.
 DISK_PAUSE_S = 5.0
@@ -54,10 +69,12 @@ class Inbox(Line):
         on_tasks: Callable[[TaskBatch], None],
         on_command: Callable[[Command], None],
         on_unreachable: Callable[[], None],
+        on_connected: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__("inbox", addresses, on_unreachable)
         self._on_tasks = on_tasks
         self._on_command = on_command
+        self._on_connected = on_connected
         self._room = threading.Event()
         self._room.set()
         self._is_first_connection = True
@@ -90,6 +107,7 @@ class Inbox(Line):
         tasks.consume()
         self.connected.set()
         log.info("inbox: connected to the broker at %s", connection.as_uri())
+        self._on_connected()
         consuming = True
         while not self._stopping.is_set():
             if consuming and not self._room.is_set():
@@ -103,7 +121,7 @@ class Inbox(Line):
         commands.cancel()
 
     def _take_tasks(self, message: Message) -> None:
-        batch = _decoded(message, TaskBatch)
+        batch = self._decoded(message, TaskBatch, self.addresses.task_queue)
         if batch is None:
             return
         try:
@@ -117,18 +135,55 @@ class Inbox(Line):
         message.ack()
 
     def _take_command(self, message: Message) -> None:
-        command = _decoded(message, Command)
+        command = self._decoded(message, Command, self.addresses.command_queue)
         if command is not None:
             message.ack()
             self._on_command(command)
 
+    def _decoded(self, message: Message, kind: type[M], queue: str) -> M | None:
+        """What a message says, or None: then it was handed to the service to be set aside, and does not come again."""
+        body = _bytes(message.body)
+        try:
+            decoded = decode(body)
+            if isinstance(decoded, kind):
+                return decoded
+            reason = f"a {type(decoded).__name__} is not expected here"
+        except WireError as error:
+            reason = str(error)
+        log.error("a message of %d bytes on %s was set aside: %s", len(body), queue, reason)
+        letter = DeadLetter(queue, reason, body[:MOST_DEAD_LETTER_BYTES], len(body))
+        try:
+            # Before it is acknowledged, and by a connection of its own: while one waits for confirms, no task may come.
+            with connection_to(self.addresses.results.connection_url) as connection:
+                producer = Producer(connection.channel())
+                _declare(producer, self.addresses.results)
+                _publish(producer, self.addresses.results, encode(letter))
+        except Exception as error:
+            # If the broker is away, the message comes again. If it does not take the letter, the log alone has it.
+            log.warning("it could not be handed to the service: %s", error)
+        message.ack()
+        return None
+
 
 class Outbox(Line):
-    """Sends what the journal holds unsent, and the latest status report."""
+    """Sends what the journal holds unsent, the latest status report, and what tasks have printed."""
 
-    def __init__(self, addresses: Addresses, journal: Journal, *, on_unreachable: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        addresses: Addresses,
+        journal: Journal,
+        output: OutputStore,
+        *,
+        on_unreachable: Callable[[], None],
+        on_disk_trouble: Callable[[sqlite3.Error], None] = lambda error: None,
+    ) -> None:
         super().__init__("outbox", addresses, on_unreachable)
+        self._on_disk_trouble = on_disk_trouble
         self._journal = journal
+        self._output = output
+        # Sent, and the journal does not know it yet.
+        self._unnoted: list[str] = []
+        self._output_waiting = True
         self._changed = threading.Condition()
         self._results_waiting = True
         self._report: StatusReport | None = None
@@ -138,6 +193,12 @@ class Outbox(Line):
         """The journal has results that have not been sent."""
         with self._changed:
             self._results_waiting = True
+            self._changed.notify()
+
+    def output_waiting(self) -> None:
+        """There is output that has not been sent."""
+        with self._changed:
+            self._output_waiting = True
             self._changed.notify()
 
     def send_report(self, report: StatusReport) -> None:
@@ -169,6 +230,7 @@ class Outbox(Line):
                 self._send_results(producer)
                 if report is not None:
                     _publish(producer, self.addresses.heartbeats, encode(report))
+                self._send_output(producer)
             except BaseException:
                 self._put_back(report)
                 raise
@@ -180,10 +242,14 @@ class Outbox(Line):
     def _wait(self) -> tuple[StatusReport | None, bool]:
         with self._changed:
             self._changed.wait_for(
-                lambda: self._results_waiting or self._report or self._stopping.is_set(), timeout=KEEP_ALIVE_S
+                lambda: self._something_waits() or self._report or self._stopping.is_set(), timeout=KEEP_ALIVE_S
             )
             report, self._report = self._report, None
-            return report, self._stopping.is_set() and not self._results_waiting
+            return report, self._stopping.is_set() and not self._something_waits()
+
+    def _something_waits(self) -> bool:
+        # While the journal does not take that results were sent, no others are: they would be sent for ever.
+        return (self._results_waiting and not self._unnoted) or self._output_waiting
 
     def _put_back(self, report: StatusReport | None) -> None:
         with self._changed:
@@ -191,16 +257,52 @@ class Outbox(Line):
                 self._report = report if self._report is None else _merged(report, self._report)
 
     def _send_results(self, producer: Producer) -> None:
-        if not self._results_waiting:
+        if not self._results_waiting and not self._unnoted:
             return
         self._results_waiting = False
         try:
-            while results := self._journal.unsent(most=MOST_RESULTS, most_bytes=MOST_RESULT_BYTES):
+            while self._note_sent() and (
+                results := self._journal.unsent(most=MOST_RESULTS, most_bytes=MOST_RESULT_BYTES)
+            ):
+                task_ids = [task_id for task_id, _ in results]
+                self._send_pieces(producer, of=task_ids)
                 _publish(producer, self.addresses.results, result_batch_body([text for _, text in results]))
-                self._journal.sent([task_id for task_id, _ in results])
+                self._unnoted = task_ids
         except BaseException:
             self._results_waiting = True
             raise
+        if self._unnoted:
+            self._results_waiting = True
+
+    def _note_sent(self) -> bool:
+        """Have the journal note what was sent. If it cannot, that is tried again with the next report."""
+        try:
+            if self._unnoted:
+                self._journal.sent(self._unnoted)
+                self._unnoted = []
+            return True
+        except sqlite3.Error as error:
+            log.debug("the journal cannot note that results were sent, trying again: %s", error)
+            self._on_disk_trouble(error)
+            return False
+
+    def _send_output(self, producer: Producer) -> None:
+        """One message of it; if there is more, that comes after the results that have come meanwhile."""
+        if self._output_waiting:
+            self._output_waiting = False
+            try:
+                self._output_waiting = self._send_pieces(producer) or self._output_waiting
+            except BaseException:
+                self._output_waiting = True
+                raise
+
+    def _send_pieces(self, producer: Producer, of: Sequence[str] | None = None) -> bool:
+        """Whether there were any."""
+        pieces = self._output.take(most_bytes=MOST_OUTPUT_BYTES, of=of) if self._output else {}
+        if pieces:
+            _publish(producer, self.addresses.results, encode(OutputBatch(list(pieces.values()))))
+            self._output.sent(list(pieces))
+        return bool(pieces)
 
 
 def result_batch_body(texts: Sequence[str]) -> bytes:
@@ -246,20 +348,6 @@ def _publish(producer: Producer, address: Address, body: bytes) -> None:
     )
 
 
-def _decoded(message: Message, kind: type[M]) -> M | None:
-    """What a message says, or None: then it has been set aside, for it would never become readable."""
-    try:
-        decoded = decode(_bytes(message.body))
-        if isinstance(decoded, kind):
-            return decoded
-        reason = f"a {type(decoded).__name__} is not expected here"
-    except (WireError, TypeError) as error:
-        reason = str(error)
-    log.error("a message of %d bytes was set aside: %s", len(message.body), reason)
-    message.reject(requeue=False)
-    return None
-
-
 def _bytes(body: Any) -> bytes:
     """A body as it was sent; some transports decode it by its ``content_encoding``, where that is possible."""
-    return body.encode("utf-8") if isinstance(body, str) else bytes(body)
+    return body.encode("utf-8", "surrogatepass") if isinstance(body, str) else bytes(body)

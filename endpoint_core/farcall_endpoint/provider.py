@@ -114,6 +114,13 @@ class Provider(ABC):
     def cancel(self, block_ids: Sequence[str]) -> None:
         """Stop blocks, with everything they started. Stopping one that has ended or is unknown is no error."""
 
+    def reason(self, block_id: str) -> str:
+        """Why a block that was asked for does not run yet, in the system's words; empty if nothing is known.
+
+        It is what :meth:`states` has found out; nobody is asked for it.
+        """
+        return ""
+
     def output(self, block_id: str) -> str:
         """The end of what a block printed and how it ended, for people who wonder why; empty if nothing is known."""
         return ""

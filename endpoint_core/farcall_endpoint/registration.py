@@ -33,17 +33,18 @@ class Registrar:
     def __init__(self, endpoint: EndpointConfig, *, sleep: Callable[[float], object]) -> None:
         settings = config.load()
         self._endpoint = endpoint
-        self._transport = Transport(settings.service_url, StoredLogin(settings), sleep=sleep)
+        #: For whatever else is asked of the service.
+        self.transport = Transport(settings.service_url, StoredLogin(settings), sleep=sleep)
 
     def register(self, endpoint_id: str | None, *, retry_for_s: float | None = None) -> Registration:
         """Register under that id, or be given one. Raises ServiceError if the service says no or nothing."""
         method, path = ("POST", "/v3/endpoints") if endpoint_id is None else ("PUT", f"/v3/endpoints/{endpoint_id}")
-        answer = self._transport.request(method, path, body=document(self._endpoint), retry_for_s=retry_for_s)
+        answer = self.transport.request(method, path, body=document(self._endpoint), retry_for_s=retry_for_s)
         try:
             return Registration(str(answer["endpoint_id"]), Addresses.of(answer))
         except (KeyError, TypeError, AttributeError) as error:
             raise ServiceError(
-                f"{self._transport.service_url} answered the registration with something unexpected "
+                f"{self.transport.service_url} answered the registration with something unexpected "
                 f"({type(error).__name__}: {error}): is it a Farcall service, and not much older than this endpoint?"
             ) from error
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from farcall.wire import StatusReport, TaskState, Transition
+from farcall.wire import StatusReport, Transition
 
 from .config import EndpointConfig
-from .engine import Load
+from .held import Load
 from .supervisor import Fleet
 
-#: Task id -> the state it is in now.
-Changes: TypeAlias = Mapping[str, TaskState]
+#: Task id -> what has become of it since the last report.
+Changes: TypeAlias = Mapping[str, Sequence[Transition]]
 
-#: A task is spoken of when it has been here for so long; a burst of short ones costs nothing.
-SPOKEN_OF_AFTER_S = 1.0
+#: Where a task waits is told when it has waited there for so long; a burst of short ones costs nothing.
+SPOKEN_OF_AFTER_S = 0.9
 
 #: Transitions in one report; the others come with the next, a second later.
 MOST_TRANSITIONS = 5000
@@ -32,8 +31,13 @@ def report(
     finished: int,
     holds: Sequence[str],
     changes: Changes,
+    troubles: Sequence[str] = (),
 ) -> StatusReport:
-    """The report of a running agent. The names are Globus Compute's where the notion is."""
+    """The report of a running agent. The names are Globus Compute's where the notion is.
+
+    ``blocks`` lists those asked for that have not ended, and the last that failed, with the system's words about each;
+    ``troubles`` says in sentences what keeps tasks from running, the most important first.
+    """
     engine = config.engine
     state: dict[str, Any] = {
         "heartbeat_period": config.heartbeat_period_s,
@@ -53,11 +57,10 @@ def report(
         "nodes_per_block": engine.nodes_per_block,
         "engine_type": "HighThroughputExecutor",
         "provider_type": config.provider.type,
-        "blocks": [{"id": block_id, "state": text} for block_id, text in (fleet.blocks or {}).items()],
+        "blocks": [dict(block) for block in fleet.blocks],
+        "troubles": [*troubles, *fleet.troubles],
     }
-    now = time.time_ns()
-    transitions = {task_id: [Transition(now, state.value, "endpoint")] for task_id, state in changes.items()}
-    return StatusReport(endpoint_id, state, transitions, holds)
+    return StatusReport(endpoint_id, state, dict(changes), holds)
 
 
 def farewell(endpoint_id: str, *, instance: str, holds: Sequence[str]) -> StatusReport:

@@ -23,6 +23,7 @@ from .engine import Engine
 from .failures import NodesLost
 from .htex import Executor
 from .provider import Provider
+from .sightings import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,9 @@ _RESTART_PAUSES_S = (0.0, 1.0, 5.0, 15.0, 60.0)
 #: Directories of earlier runs that are kept, for people who want to know what happened.
 RUNS_KEPT = 5
 
+#: No block is asked for while there is less room than that for its files.
+LEAST_ROOM_BYTES = 1024 * 1024
+
 #: What Parsl raises when its interchange does not answer.
 _SILENCE = (CommandClientBadError, CommandClientTimeoutError, zmq.ZMQError)
 
@@ -44,7 +48,10 @@ class Fleet:
     """Who is there to work."""
 
     managers: Sequence[Mapping[str, Any]] = ()
-    blocks: Mapping[str, str] | None = None
+    #: As in ``Blocks.shown``.
+    blocks: Sequence[Mapping[str, str]] = ()
+    #: Sentences about what keeps workers from coming.
+    troubles: Sequence[str] = ()
 
     @property
     def active(self) -> list[Mapping[str, Any]]:
@@ -58,7 +65,10 @@ class Fleet:
 class Supervisor:
     """The thread that owns Parsl's executor: all of its lives begin and end in it."""
 
-    def __init__(self, config: EndpointConfig, provider: Provider, engine: Engine, *, runs_dir: Path) -> None:
+    def __init__(
+        self, config: EndpointConfig, provider: Provider, engine: Engine, *, runs_dir: Path, watcher: Watcher
+    ) -> None:
+        self._watcher = watcher
         self._config = config
         self._provider = provider
         self._engine = engine
@@ -140,7 +150,8 @@ class Supervisor:
         """One round: who is there, are there enough blocks, does what Parsl believes still hold."""
         managers = executor.managers()
         executor.poll_facade()
-        self._fleet = Fleet(managers, executor.blocks.states())
+        troubles = [said for said in (self._breaker.trouble, executor.blocks.refusal) if said is not None]
+        self._fleet = Fleet(managers, executor.blocks.shown(), troubles)
         statuses = executor.status_facade
         alive = [block_id for block_id, status in statuses.items() if not status.terminal]
         per_block = executor.workers_per_node * self._config.engine.managers_per_block
@@ -164,13 +175,22 @@ class Supervisor:
     def _scale(self, executor: Executor, *, urgently: bool) -> None:
         if self._strategy is None or not (urgently or time.monotonic() >= self._next_strategy):
             return
+        if not self._has_room():
+            # What a block needs to begin cannot be written; that its system fails at that says nothing against it.
+            return
         self._next_strategy = time.monotonic() + self._config.engine.strategy_period_s
         self._strategy.strategize([executor])
         executor.forget_ended_blocks()
 
+    def _has_room(self) -> bool:
+        try:
+            return shutil.disk_usage(self._runs_dir).free >= LEAST_ROOM_BYTES
+        except OSError:
+            return True
+
     def _pause_s(self) -> float:
         period = self._config.engine.strategy_period_s
-        is_starting = bool(self._fleet.blocks) and not self._fleet.workers
+        is_starting = any(block["state"] != "failed" for block in self._fleet.blocks) and not self._fleet.workers
         busy = self._engine.outstanding() > 0 or is_starting
         return min(period, BUSY_PERIOD_S) if busy else period
 
@@ -191,7 +211,7 @@ class Supervisor:
             poll_period_s=self._provider.poll_period_s or max(1, round(engine.strategy_period_s)),
         )
         address = engine.address or (None if self._provider.needs_network else "127.0.0.1")
-        executor = Executor(engine, blocks, self._breaker, address=address, run_dir=run_dir)
+        executor = Executor(engine, blocks, self._breaker, address=address, run_dir=run_dir, watcher=self._watcher)
         executor.demand = self._engine.outstanding
         executor.start()
         self._executor = executor
@@ -219,7 +239,9 @@ class Supervisor:
     def _end(self) -> None:
         executor, self._executor = self._executor, None
         self._engine.use(None)
-        self._fleet = Fleet()
+        self._fleet = Fleet(
+            troubles=() if self._stopping.is_set() else ("The endpoint's engine is being started again.",)
+        )
         if executor is None:
             return
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from farcall.ids import UUIDLike, as_id, as_optional_id
+from farcall.options import checked_max_retries, checked_timeout_s, stated
 from farcall.serialize import Serializer
 from farcall.wire import pack_buffers
 
@@ -31,12 +32,16 @@ class Batch:
         request_queue: bool = False,
         serializer: Serializer | None = None,
         result_serializers: list[str] | None = None,
+        max_retries: int | None = None,
+        timeout_s: float | None = None,
     ) -> None:
         self.task_group_id = as_optional_id(task_group_id, "task_group_id")
         self.resource_specification = resource_specification
         self.user_endpoint_config = user_endpoint_config
         self.request_queue = request_queue
         self.result_serializers = result_serializers
+        self.max_retries = checked_max_retries(max_retries)
+        self.timeout_s = checked_timeout_s(timeout_s)
         self.calls: list[BatchedCall] = []
         self._serializer = serializer or Serializer()
 
@@ -81,13 +86,14 @@ class Batch:
         tasks: dict[str, list[str]] = {}
         for call in calls:
             tasks.setdefault(call.function_id, []).append(call.payload)
-        optional = {
-            "task_group_id": self.task_group_id,
-            "resource_specification": self.resource_specification,
-            "user_endpoint_config": self.user_endpoint_config,
-            "result_serializers": self.result_serializers,
-        }
-        given = {name: value for name, value in optional.items() if value}
+        given = stated(
+            task_group_id=self.task_group_id,
+            resource_specification=self.resource_specification,
+            user_endpoint_config=self.user_endpoint_config,
+            result_serializers=self.result_serializers,
+            max_retries=self.max_retries,
+            timeout_s=self.timeout_s,
+        )
         return {"create_queue": self.request_queue, "tasks": tasks, **given}
 
     def prepare(self) -> dict[str, Any]:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias, overload
 
 from farcall import __version__, config
 from farcall.auth import AuthorizerCredentials, Credentials, FixedToken
 from farcall.batch import Batch, BatchRun
+from farcall.cancelling import canceller_for, is_cancelled
 from farcall.errors import TaskPending, VersionMismatch
+from farcall.futures import FarcallFuture, cancel_all
 from farcall.hardware import hardware_report
 from farcall.ids import UUIDLike, as_id
 from farcall.login import StoredLogin
-from farcall.outcomes import is_done, outcome_of, readable
+from farcall.options import checked_max_retries, checked_timeout_s
+from farcall.outcomes import described_task, is_done, outcome_of, readable
 from farcall.registry import registration, runtime, sharing
 from farcall.serialize import Serializer
 from farcall.strategies import Strategylike
+from farcall.tasklogs import follow_log, read_log
 from farcall.transport import Transport
 
 #: Settings of older clients that mean nothing here.
@@ -31,6 +36,9 @@ RESULT_TIMEOUT_S = 60.0
 _LONGEST_WAIT_S = 25.0
 #: Task ids in one request for their states.
 _STATUS_PAGE = 1_000
+
+#: A task, by its id or its future.
+TaskLike: TypeAlias = UUIDLike | FarcallFuture
 
 
 class Client:
@@ -76,6 +84,9 @@ class Client:
             credentials = FixedToken(token) if token else StoredLogin(settings)
         self.transport = Transport(settings.service_url, credentials)
         self.serializer = Serializer(code_serialization_strategy, data_serialization_strategy)
+        #: For what is submitted from here on, unless something else is said; None leaves it to the endpoint.
+        self.max_retries: int | None = None
+        self.timeout_s: float | None = None
         if do_version_check:
             self.version_check()
 
@@ -102,6 +113,17 @@ class Client:
         """
         if isinstance(self.transport.credentials, StoredLogin):
             self.transport.credentials.forget()
+
+    def with_options(self, *, max_retries: int | None = None, timeout_s: float | None = None) -> Client:
+        """The same client for tasks with options: ``client.with_options(max_retries=0).run(x, ...)``.
+
+        ``max_retries`` says how often a task is run again whose worker or node was lost (0: it is never started twice),
+        ``timeout_s`` after how many seconds a running task is stopped.
+        """
+        other = copy.copy(self)
+        other.max_retries = self.max_retries if max_retries is None else checked_max_retries(max_retries)
+        other.timeout_s = self.timeout_s if timeout_s is None else checked_timeout_s(timeout_s)
+        return other
 
     # -- functions --
 
@@ -178,7 +200,10 @@ class Client:
     # -- running --
 
     def run(self, *args: Any, endpoint_id: UUIDLike, function_id: UUIDLike, **kwargs: Any) -> str:
-        """Run a registered function once. The task's id, for :meth:`get_result`."""
+        """Run a registered function once. The task's id, for :meth:`get_result`.
+
+        All other keyword arguments are the function's; :meth:`with_options` says how the task is run.
+        """
         batch = self.create_batch()
         batch.add(function_id, args, kwargs)
         task_id: str = self.batch_run(endpoint_id, batch).task_ids[0]
@@ -191,8 +216,11 @@ class Client:
         user_endpoint_config: dict[str, Any] | None = None,
         create_websocket_queue: bool = False,
         result_serializers: list[str] | None = None,
+        *,
+        max_retries: int | None = None,
+        timeout_s: float | None = None,
     ) -> Batch:
-        """An empty batch; see :meth:`Batch.add`."""
+        """An empty batch; see :meth:`Batch.add`, and :meth:`with_options` for the last two."""
         return Batch(
             task_group_id,
             resource_specification,
@@ -200,6 +228,8 @@ class Client:
             create_websocket_queue,
             self.serializer,
             result_serializers,
+            self.max_retries if max_retries is None else max_retries,
+            self.timeout_s if timeout_s is None else timeout_s,
         )
 
     def batch_run(self, endpoint_id: UUIDLike | Batch, batch: Batch | None = None) -> BatchRun:
@@ -231,8 +261,16 @@ class Client:
     # -- tasks --
 
     def get_task(self, task_id: UUIDLike) -> dict[str, Any]:
-        """A task's state, and its ``result`` or ``exception`` once it is done."""
+        """A task's ``status`` and ``history``, and its ``result`` or ``exception`` once it is done.
+
+        ``reason`` says in words what it waits for or why it was cancelled, ``attempts`` how each attempt ended that was
+        lost with its worker, node or endpoint.
+        """
         return readable(self._task(as_id(task_id, "task_id")), self.serializer.deserialize)
+
+    def look_at_task(self, task_id: UUIDLike) -> dict[str, Any]:
+        """As :meth:`get_task`, with the text of an ``exception`` and without the ``result``, which is not loaded."""
+        return described_task(self._task(as_id(task_id, "task_id")))
 
     def get_result(self, task_id: UUIDLike, *, timeout: float | None = RESULT_TIMEOUT_S) -> Any:
         """The value that a task returned. Raises what the function raised.
@@ -263,6 +301,50 @@ class Client:
             for task_id, document in answer["results"].items():
                 found[task_id] = readable(document, self.serializer.deserialize)
         return found
+
+    @overload
+    def cancel(self, tasks: TaskLike) -> bool: ...  # type: ignore[overload-overlap]  # an id is a text, not many
+    @overload
+    def cancel(self, tasks: Iterable[TaskLike] | BatchRun) -> dict[str, dict[str, Any]]: ...
+    @overload
+    def cancel(self, *, task_group_id: UUIDLike) -> dict[str, Any]: ...
+
+    def cancel(
+        self, tasks: TaskLike | Iterable[TaskLike] | BatchRun | None = None, *, task_group_id: UUIDLike | None = None
+    ) -> bool | dict[str, Any]:
+        """Cancel a task, many, or all of a group, wherever they are; running ones are stopped.
+
+        Of one task: True if that is how it ends, False if it had ended otherwise. Of many, in as few requests as can
+        be: what the service says of each by its id, with ``cancelled``, ``status`` and ``reason``. Of a group: the
+        numbers ``cancelled`` (by this) and ``ended`` (before). What is cancelled already stays so.
+        """
+        if (tasks is None) == (task_group_id is None):
+            raise TypeError("say what to cancel: a task, several tasks, or task_group_id=...")
+        if task_group_id is not None:
+            path = f"/v2/taskgroup/{as_id(task_group_id, 'task_group_id')}/cancel"
+            return dict(self.transport.post(path))
+        if isinstance(tasks, FarcallFuture):
+            return tasks.cancel()
+        canceller = canceller_for(self.transport)
+        if isinstance(tasks, str | uuid.UUID):
+            task_id = as_id(tasks, "task_id")
+            return is_cancelled(canceller.ask([task_id])[task_id])
+        wanted = list(tasks.task_ids if isinstance(tasks, BatchRun) else tasks or ())
+        futures = [each for each in wanted if isinstance(each, FarcallFuture)]
+        ids = [as_id(each, "task_id") for each in wanted if not isinstance(each, FarcallFuture)]
+        return {**cancel_all(futures, self.transport), **canceller.ask(ids)}
+
+    def get_task_log(self, task_id: UUIDLike, stream: str = "stdout", after: int = 0) -> dict[str, Any]:
+        """What a task has printed so far, running or not, from the character ``after`` on.
+
+        ``text`` begins at the character ``start``, which is later than ``after`` where something was not kept; ``next``
+        is where to go on; ``ended`` says that there will be no more. ``stream`` is stdout or stderr.
+        """
+        return read_log(self.transport, task_id, stream, after)
+
+    def follow_task_log(self, task_id: UUIDLike, stream: str = "stdout", after: int = 0) -> Iterator[str]:
+        """What a task prints, as it comes, until it has ended. Goes on when a service that was away is back."""
+        return follow_log(self.transport, task_id, stream, after)
 
     def tasks(
         self,
@@ -304,6 +386,16 @@ class Client:
             for document in answer["results"]:
                 found[document["task_id"]] = readable(document, self.serializer.deserialize)
             cursor = answer["cursor"]
+
+    # -- the service --
+
+    def whoami(self) -> dict[str, Any]:
+        """As whom the service knows the caller."""
+        return self._dictionary("/v2/whoami")
+
+    def get_limits(self) -> dict[str, Any]:
+        """How much the service takes at once, and how long it keeps what it has."""
+        return self._dictionary("/v2/limits")
 
     # -- endpoints --
 

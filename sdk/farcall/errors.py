@@ -7,6 +7,7 @@ FarcallError
 ├── ConfigurationError (ValueError)         a setting is missing or wrong
 ├── TaskPending (RuntimeError)              the task has not ended yet
 ├── TaskExecutionFailed (RuntimeError)      the task ended without a value; carries the remote traceback
+│   └── TaskCancelled (CancelledError)      somebody cancelled it
 ├── MaxResultSizeExceeded (ValueError)      raised on the worker: the result is too large to send back
 ├── VersionMismatch (RuntimeError)          the service no longer speaks with this version
 └── ServiceError                            the service said no, or could not be reached
@@ -20,6 +21,8 @@ FarcallError
 """
 
 from __future__ import annotations
+
+from concurrent.futures import CancelledError
 
 
 class FarcallError(Exception):
@@ -72,6 +75,10 @@ class TaskExecutionFailed(FarcallError, RuntimeError):
 
     def __str__(self) -> str:
         return "\n" + self.remote_data
+
+
+class TaskCancelled(TaskExecutionFailed, CancelledError):
+    """Somebody cancelled the task, so there is no value. A future of it raises the CancelledError of its module."""
 
 
 class MaxResultSizeExceeded(FarcallError, ValueError):

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from farcall.cancelling import canceller_for
 from farcall.client import Client
 from farcall.errors import SerializationError
-from farcall.futures import FarcallFuture, abandon_in_child
+from farcall.futures import FarcallFuture, abandon_in_child, cancel_all
 from farcall.hardware import hardware_report
 from farcall.ids import UUIDLike, as_id, as_optional_id
+from farcall.options import Options, checked_dictionary, checked_max_retries, checked_timeout_s, import_paths
 from farcall.outcomes import Outcome
 from farcall.registry import FunctionRegistry, RegisteredFunction
 from farcall.serialize import Serializer
 from farcall.strategies import Strategylike
-from farcall.submitter import MOST_TASKS, Options, Submission, Submitter, TaskGroup
+from farcall.submitter import MOST_TASKS, Submission, Submitter, TaskGroup
+from farcall.variants import Variant, results_of
 from farcall.watcher import watcher_for
 from farcall.wire import pack_buffers
 
 #: Settings of Globus Compute's and funcX's executors that mean nothing here, because results come by HTTP and batches
 #: form by themselves.
 _WITHOUT_MEANING = frozenset({"container_id", "batch_enabled", "batch_interval", "container_uuid"})
+
+#: How long a shutdown waits for the service to have heard of what was cancelled while it was being sent.
+_CANCEL_WAIT_S = 30.0
 
 _executors: weakref.WeakSet[Executor] = weakref.WeakSet()
 
@@ -33,10 +40,12 @@ class Executor(concurrent.futures.Executor):
     """Submit functions to an endpoint; their results come back as futures.
 
     What is submitted while a request is under way travels together in the next one, up to ``batch_size`` tasks.
-    ``task_group_id`` names an earlier group to go on with; without it the executors of a process share one. The
+    ``task_group_id`` names an earlier group to go on with; without it the executors of a process share one.
+    ``max_retries`` says how often a task is run again whose worker or node was lost (0: it is never started twice), and
+    ``timeout_s`` after how many seconds a running task is stopped; None leaves both to the endpoint. These, the
     endpoint, ``resource_specification``, ``user_endpoint_config`` and ``result_serializers`` may be set again at any
-    time and hold for what is submitted from then on. ``amqp_port``, ``api_burst_limit`` and ``api_burst_window_s`` are
-    accepted for Globus Compute's sake and do nothing.
+    time and hold for what is submitted from then on; :meth:`with_options` has others for some calls. ``amqp_port``,
+    ``api_burst_limit`` and ``api_burst_window_s`` are accepted for Globus Compute's sake and do nothing.
 
     After a fork the child may go on using it, with connections, threads and a task group of its own; the futures of
     its parent fail there.
@@ -56,6 +65,9 @@ class Executor(concurrent.futures.Executor):
         api_burst_window_s: int = 16,
         serializer: Serializer | None = None,
         result_serializers: Iterable[Strategylike] | None = None,
+        *,
+        max_retries: int | None = None,
+        timeout_s: float | None = None,
         **kwargs: Any,
     ) -> None:
         client = client or kwargs.pop("funcx_client", None)
@@ -67,9 +79,11 @@ class Executor(concurrent.futures.Executor):
         self.amqp_port = amqp_port
         self.batch_size = batch_size
         self._endpoint_id = as_optional_id(endpoint_id, "endpoint_id")
-        self._resource_specification = _copied(resource_specification, "resource_specification")
-        self._user_endpoint_config = _copied(user_endpoint_config, "user_endpoint_config")
-        self._result_serializers = _import_paths(result_serializers)
+        self._resource_specification = checked_dictionary(resource_specification, "resource_specification")
+        self._user_endpoint_config = checked_dictionary(user_endpoint_config, "user_endpoint_config")
+        self._result_serializers = import_paths(result_serializers)
+        self._max_retries = self.client.max_retries if max_retries is None else checked_max_retries(max_retries)
+        self._timeout_s = self.client.timeout_s if timeout_s is None else checked_timeout_s(timeout_s)
         self._options: Options | None = None
         self._group = TaskGroup(self.client.transport, as_optional_id(task_group_id, "task_group_id"))
         self._shut_down = False
@@ -91,12 +105,16 @@ class Executor(concurrent.futures.Executor):
 
         What cannot be serialised fails its future, not this call.
         """
-        self._check_open()
-        try:
-            function = self._functions.get(fn, self._serializer)
-        except SerializationError as error:
-            return _failed(error)
-        return self._submit(function, args, kwargs)
+        return self._submit(self._function(fn), args, kwargs, self._current_options())
+
+    def map(
+        self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
+    ) -> Iterator[Any]:
+        """As the built-in map, with all calls submitted at once. ``chunksize`` does nothing, as batches form anyway.
+
+        Whoever leaves the iterator before its end, by an exception for example, cancels the rest.
+        """
+        return results_of(self, self.submit, fn, iterables, timeout)
 
     def submit_to_registered_function(
         self, function_id: UUIDLike, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None
@@ -104,7 +122,15 @@ class Executor(concurrent.futures.Executor):
         """Run a function that the service has already, by its id."""
         self._check_open()
         function = RegisteredFunction(function_id=as_id(function_id, "function_id"))
-        return self._submit(function, tuple(args or ()), dict(kwargs or {}))
+        return self._submit(function, tuple(args or ()), dict(kwargs or {}), self._current_options())
+
+    def with_options(self, **options: Any) -> Variant:
+        """This executor with other options: ``executor.with_options(max_retries=0, timeout_s=60).submit(fn, x)``.
+
+        Takes ``endpoint_id``, ``resource_specification``, ``user_endpoint_config``, ``result_serializers``,
+        ``max_retries`` and ``timeout_s``. What has equal options still travels together.
+        """
+        return Variant(self, options)
 
     def register_function(
         self, fn: Callable[..., Any], function_id: UUIDLike | None = None, **func_register_kwargs: Any
@@ -143,9 +169,7 @@ class Executor(concurrent.futures.Executor):
         if group_id is None:
             raise ValueError("there is no task group yet: say which one as task_group_id")
         listed = self.client.get_task_group(group_id)["tasks"]
-        futures = [FarcallFuture(task["id"]) for task in listed]
-        for future in futures:
-            future.set_running_or_notify_cancel()
+        futures = [FarcallFuture(task["id"], self.client.transport) for task in listed]
         watcher = watcher_for(self.client.transport, group_id)
         watcher.reload({str(future.task_id): (future, self._serializer.deserialize) for future in futures})
         for future in futures:
@@ -153,11 +177,23 @@ class Executor(concurrent.futures.Executor):
         return futures
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take nothing more; what was submitted is still sent. ``cancel_futures`` cancels what is not yet sent."""
+        """Take nothing more; what was submitted is still sent.
+
+        ``cancel_futures`` cancels all that has not ended, running tasks too. With ``wait`` the service is waited for
+        and says which had ended otherwise; without it the futures are cancelled at once, and the service is told in the
+        background.
+        """
         self._shut_down = True
-        if cancel_futures:
-            self._submitter.cancel_unsent()
-        self._submitter.close()
+        try:
+            if cancel_futures:
+                cancel_all(list(self._open), self.client.transport, wait=wait)
+        finally:
+            self._submitter.close()
+        if wait and cancel_futures:
+            # What was under way is known to the service by now, or soon.
+            deadline = time.monotonic() + _CANCEL_WAIT_S
+            self._submitter.drain(deadline)
+            canceller_for(self.client.transport).drain(deadline)
         if wait:
             concurrent.futures.wait(list(self._open))
 
@@ -187,7 +223,7 @@ class Executor(concurrent.futures.Executor):
 
     @resource_specification.setter
     def resource_specification(self, value: dict[str, Any] | None) -> None:
-        self._resource_specification = _copied(value, "resource_specification")
+        self._resource_specification = checked_dictionary(value, "resource_specification")
         self._options = None
 
     @property
@@ -196,7 +232,7 @@ class Executor(concurrent.futures.Executor):
 
     @user_endpoint_config.setter
     def user_endpoint_config(self, value: dict[str, Any] | None) -> None:
-        self._user_endpoint_config = _copied(value, "user_endpoint_config")
+        self._user_endpoint_config = checked_dictionary(value, "user_endpoint_config")
         self._options = None
 
     @property
@@ -205,7 +241,25 @@ class Executor(concurrent.futures.Executor):
 
     @result_serializers.setter
     def result_serializers(self, value: Iterable[Strategylike] | None) -> None:
-        self._result_serializers = _import_paths(value)
+        self._result_serializers = import_paths(value)
+        self._options = None
+
+    @property
+    def max_retries(self) -> int | None:
+        return self._max_retries
+
+    @max_retries.setter
+    def max_retries(self, value: int | None) -> None:
+        self._max_retries = checked_max_retries(value)
+        self._options = None
+
+    @property
+    def timeout_s(self) -> float | None:
+        return self._timeout_s
+
+    @timeout_s.setter
+    def timeout_s(self, value: float | None) -> None:
+        self._timeout_s = checked_timeout_s(value)
         self._options = None
 
     @property
@@ -222,14 +276,28 @@ class Executor(concurrent.futures.Executor):
 
     # -- inside --
 
-    def _submit(self, function: RegisteredFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FarcallFuture:
-        options = self._current_options()
+    def _function(self, fn: Callable[..., Any]) -> RegisteredFunction | SerializationError:
+        self._check_open()
+        try:
+            return self._functions.get(fn, self._serializer)
+        except SerializationError as error:
+            return error
+
+    def _submit(
+        self,
+        function: RegisteredFunction | SerializationError,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Options,
+    ) -> FarcallFuture:
+        if isinstance(function, SerializationError):
+            return _failed(function)
         write = self._serializer.serialize_data
         try:
             payload = pack_buffers((write(args), write(kwargs) if kwargs else self._no_keywords))
         except SerializationError as error:
             return _failed(error)
-        future = FarcallFuture()
+        future = FarcallFuture(None, self.client.transport)
         self._keep(future)
         self._submitter.put(Submission(future, function, payload, options, self._serializer.deserialize))
         return future
@@ -241,12 +309,22 @@ class Executor(concurrent.futures.Executor):
     def _current_options(self) -> Options:
         options = self._options
         if options is None:
-            if self._endpoint_id is None:
-                raise ValueError("this executor has no endpoint_id: pass it to Executor, or set it, before submitting")
-            options = self._options = Options(
-                self._endpoint_id, self._resource_specification, self._user_endpoint_config, self._result_serializers
-            )
+            options = self._options = self._options_with({})
         return options
+
+    def _options_with(self, others: Mapping[str, Any]) -> Options:
+        """The options of this executor, but for those that are given here, checked already."""
+        endpoint_id = others.get("endpoint_id", self._endpoint_id)
+        if endpoint_id is None:
+            raise ValueError("this executor has no endpoint_id: pass it to Executor, or set it, before submitting")
+        own = {
+            "resource_specification": self._resource_specification,
+            "user_endpoint_config": self._user_endpoint_config,
+            "result_serializers": self._result_serializers,
+            "max_retries": self._max_retries,
+            "timeout_s": self._timeout_s,
+        }
+        return Options(**{**own, **others, "endpoint_id": endpoint_id})
 
     def _check_open(self) -> None:
         if self._shut_down:
@@ -264,20 +342,6 @@ def _failed(error: Exception) -> FarcallFuture:
     future = FarcallFuture()
     future.settle(Outcome(error=error))
     return future
-
-
-def _copied(value: dict[str, Any] | None, name: str) -> dict[str, Any] | None:
-    if value is not None and not isinstance(value, dict):
-        raise TypeError(f"{name} is a dictionary or None, not {type(value).__name__}")
-    return None if value is None else dict(value)
-
-
-def _import_paths(strategies: Iterable[Strategylike] | None) -> list[str] | None:
-    """As text for the worker, which may be Globus Compute's: its names are the ones that both know."""
-    if strategies is None:
-        return None
-    kinds = ((each if isinstance(each, type | str) else type(each)) for each in strategies)
-    return [kind if isinstance(kind, str) else f"globus_compute_sdk.serialize.{kind.__name__}" for kind in kinds]
 
 
 def _as_uuid(text: str | None) -> uuid.UUID | None:

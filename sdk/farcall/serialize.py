@@ -7,6 +7,7 @@ ways. Loading runs code that the text brings along: only load what your own task
 from __future__ import annotations
 
 import base64
+import binascii
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
@@ -15,6 +16,7 @@ from farcall import wire
 from farcall.errors import DeserializationError, SerializationError, described
 from farcall.strategies import (
     IDENTIFIER_LENGTH,
+    RAISED_BY_LOADING,
     STRATEGIES,
     AllCodeStrategies,
     AllDataStrategies,
@@ -162,7 +164,7 @@ def deserialize(text: str) -> Any:
         return strategy.deserialize(text)
     except DeserializationError:
         raise
-    except Exception as error:  # loading runs the user's code, which may raise anything
+    except RAISED_BY_LOADING as error:
         raise DeserializationError(
             f"{type(strategy).__name__} text cannot be loaded here: {described(error)}"
         ) from error
@@ -207,7 +209,7 @@ def deserialize_exception(text: str, load: Callable[[str], Any] = deserialize) -
     """
     try:
         error = load(text)
-    except (Exception, SystemExit):  # the exception's own class decides what may happen here
+    except RAISED_BY_LOADING:  # the exception's own class decides what may happen here
         return None
     return error if isinstance(error, Exception) else None
 
@@ -242,7 +244,11 @@ def _holds_bytecode(part: str) -> bool:
     # dill rebuilds a code object by its function of this name; what is pickled by name alone has none.
     if not part.startswith(_PICKLED_CODE):
         return False
-    return b"_create_code" in base64.b64decode(part[IDENTIFIER_LENGTH:].encode("ascii", "replace"))
+    try:
+        return b"_create_code" in base64.b64decode(part[IDENTIFIER_LENGTH:].encode("ascii", "replace"))
+    except binascii.Error:
+        # Whoever tries to load it says what is wrong.
+        return False
 
 
 def _minor(version: str) -> str:

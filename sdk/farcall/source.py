@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import zlib
 from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 _LAZY_ANNOTATIONS = "from __future__ import annotations\n"
@@ -82,8 +82,14 @@ def _defaults_are_literals(arguments: Any) -> bool:
 
 def _is_text_of(source: str, function: FunctionType) -> bool:
     """Whether compiling the text gives the function's own code: the file may have changed since it was loaded."""
-    module = compile(source, "<source>", "exec", dont_inherit=True)
     wanted = function.__code__
+    # The compiler writes `time.sleep` otherwise in a module that imports `time` itself, even where the function's own
+    # import hides that one. The line that is added here is for the comparison alone.
+    local_names = {name for part in _with_inner(wanted) for name in part.co_varnames}
+    hidden = sorted(name for name in local_names if isinstance(function.__globals__.get(name), ModuleType))
+    if hidden:
+        source = f"{source}\nimport {', '.join(hidden)}\n"
+    module = compile(source, "<source>", "exec", dont_inherit=True)
     return any(_same_code(code, wanted) for code in module.co_consts if isinstance(code, CodeType))
 
 

@@ -19,6 +19,9 @@ from farcall.wire import pack_buffers, unpack_buffers
 
 IDENTIFIER_LENGTH = 3
 
+#: Loading runs the user's code, which may raise anything, and may mean to end the program. Ctrl-C is not its doing.
+RAISED_BY_LOADING = (Exception, SystemExit, GeneratorExit)
+
 
 class Strategy:
     """One way. ``serialize`` gives the text with the identifier, ``deserialize`` takes it so."""
@@ -191,7 +194,7 @@ class CombinedCode(_Several):
         # the identifiers rather than at each colon.
         identifiers = [way.identifier for way in self.ways]
         starts = sorted({place for identifier in identifiers for place in _occurrences(body, f"{identifier}:")})
-        ends = [start - 1 for start in starts[1:]] + [len(body)]
+        ends = [start - 1 for start in starts[1:]] + [len(body)] * bool(starts)
         return [
             body[start : start + IDENTIFIER_LENGTH] + body[start + IDENTIFIER_LENGTH + 1 : end]
             for start, end in zip(starts, ends, strict=True)
@@ -254,7 +257,7 @@ def first_that_loads(parts: Iterable[str]) -> Any:
     for part in parts:
         try:
             return strategy_of(part).deserialize(part)
-        except Exception as error:  # loading runs the user's code, which may raise anything
+        except RAISED_BY_LOADING as error:
             name = type(_BY_IDENTIFIER.get(part[:IDENTIFIER_LENGTH])).__name__
             failures.append(f"{name}: {described(error)}")
     raise DeserializationError("; ".join(failures) or "nothing is there to be loaded")

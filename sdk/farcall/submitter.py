@@ -16,8 +16,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from farcall.cancelling import canceller_for
 from farcall.errors import NotFound, PayloadTooLarge, ServiceError, ServiceUnavailable
 from farcall.futures import FarcallFuture
+from farcall.options import Options
 from farcall.outcomes import Outcome
 from farcall.registry import RegisteredFunction
 from farcall.transport import Transport
@@ -30,24 +32,6 @@ MOST_TASKS = 2_000
 _MOST_CHARACTERS = 4 * 1024 * 1024
 #: How long the end of the program waits for what was submitted to be sent.
 _EXIT_WAIT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Options:
-    """Where tasks go and how they are run; one object for all that were submitted under the same settings."""
-
-    endpoint_id: str
-    resource_specification: dict[str, Any] | None
-    user_endpoint_config: dict[str, Any] | None
-    result_serializers: list[str] | None
-
-    def body(self) -> dict[str, Any]:
-        given = {
-            "resource_specification": self.resource_specification,
-            "user_endpoint_config": self.user_endpoint_config,
-            "result_serializers": self.result_serializers,
-        }
-        return {name: value for name, value in given.items() if value}
 
 
 @dataclass(slots=True, eq=False)
@@ -145,12 +129,6 @@ class Submitter:
                 self._changed.wait(max(0.0, deadline - time.monotonic()))
             return len(self._queue) + self._in_flight
 
-    def cancel_unsent(self) -> None:
-        with self._changed:
-            unsent = list(self._queue)
-        for submission in unsent:
-            submission.future.cancel()
-
     def after_fork(self) -> None:
         self._changed = threading.Condition()
         self._queue.clear()
@@ -187,7 +165,7 @@ class Submitter:
     def _send(self, taken: list[Submission]) -> None:
         by_options: dict[Options, list[Submission]] = {}
         for submission in taken:
-            if submission.future.set_running_or_notify_cancel():
+            if submission.future.begin():
                 by_options.setdefault(submission.options, []).append(submission)
         for options, submissions in by_options.items():
             self._submit(options, self._registered(submissions))
@@ -211,6 +189,7 @@ class Submitter:
         return ready
 
     def _submit(self, options: Options, submissions: list[Submission]) -> None:
+        submissions = [submission for submission in submissions if not submission.future.cancelled()]
         if not submissions:
             return
         by_function: dict[str, list[Submission]] = {}
@@ -234,7 +213,7 @@ class Submitter:
                 function_id: [submission.payload for submission in submissions]
                 for function_id, submissions in by_function.items()
             },
-            **options.body(),
+            **options.body,
         }
         if group_id:
             body["task_group_id"] = group_id
@@ -244,13 +223,19 @@ class Submitter:
 
     def _accepted(self, answer: Any, by_function: dict[str, list[Submission]]) -> None:
         waiting = {}
+        cancelled = []
         for function_id, submissions in by_function.items():
             for submission, task_id in zip(submissions, answer["tasks"][function_id], strict=True):
                 submission.future.task_id = task_id
-                waiting[task_id] = (submission.future, submission.deserialize)
+                if submission.future.cancelled():
+                    cancelled.append(task_id)
+                else:
+                    waiting[task_id] = (submission.future, submission.deserialize)
         group_id = answer["task_group_id"]
         self._group.answered(group_id)
         watcher_for(self._transport, group_id).claim(waiting)
+        if cancelled:
+            canceller_for(self._transport).tell(cancelled)
 
     def _refused(
         self,

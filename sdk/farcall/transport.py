@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
 import time
@@ -81,7 +82,7 @@ class Transport:
         """The answer's JSON. Raises :class:`~farcall.errors.ServiceError` when the service says no or nothing at all.
 
         ``body`` is sent as JSON, ``form`` as what a browser's form sends. ``params`` that are None are left
-        out. ``retry_for_s=0`` tries once.
+        out. ``retry_for_s=0`` tries once, ``math.inf`` until the service answers.
         """
         encoded, kind = _encoded(body, form)
         sent = {**kind, **(headers or {})}
@@ -174,7 +175,8 @@ class _Patience:
             self._deadline = now + self._retry_for_s
         elif self._tries == 2:
             # Not at the first failure: the service may just have closed a connection that was long idle.
-            log.warning("%s; trying again for %g s", error.message, self._retry_for_s)
+            how_long = "until it answers" if math.isinf(self._retry_for_s) else f"for {self._retry_for_s:g} s"
+            log.warning("%s; trying again %s", error.message, how_long)
         if now >= self._deadline or (error.http_status == 500 and self._tries >= _TRIES_OF_A_500):
             raise error
         pause = wanted_s or min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (self._tries - 1)) * random.uniform(0.5, 1.0)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from farcall.errors import ServiceError, ServiceUnavailable
@@ -23,6 +24,10 @@ _PATIENCE_S = 20
 _PAGE = 1000
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 10.0
+#: Where a service has no room for another request that waits: so often results are looked for without waiting, before
+#: it is asked again whether there is room.
+_LOOKS = 10
+_LOOK_EVERY_S = 1.0
 #: How long a thread without work is kept for the next submit.
 _IDLE_S = 10.0
 
@@ -145,6 +150,9 @@ class GroupWatcher:
                 self._deliver(answer["results"], answer["cursor"])
                 pause_s = _FIRST_PAUSE_S
             except ServiceUnavailable as error:
+                if error.http_status == 429:
+                    self._look_now_and_then()
+                    continue
                 if pause_s == _FIRST_PAUSE_S:
                     log.warning("%s; %d results are awaited, trying again until it answers", error, self._awaited())
                 time.sleep(pause_s)
@@ -154,6 +162,16 @@ class GroupWatcher:
             except Exception:  # this thread must go on: every future of the group depends on it
                 log.exception("results of %s could not be taken; trying again", self._path)
                 time.sleep(_LONGEST_PAUSE_S)
+
+    def _look_now_and_then(self) -> None:
+        """Too many requests wait there, which says nothing of the results: ask for those that are there already."""
+        for _ in range(_LOOKS):
+            time.sleep(random.uniform(0.5, 1.5) * _LOOK_EVERY_S)
+            with suppress(ServiceUnavailable):
+                answer = self._ask(self._cursor, wait_s=0, retry_for_s=0)
+                self._deliver(answer["results"], answer["cursor"])
+            if not self._is_needed():
+                return
 
     def _is_needed(self) -> bool:
         return bool(self._waiting or self._reloaded or self._announced)

@@ -2,12 +2,13 @@
 
 A message on a queue is the byte ``0x01`` followed by UTF-8 JSON ``{"message_type": ..., "data": {...}}``. The types
 ``task``, ``result`` and ``ep_status_report`` are those of Globus Compute; ``task_batch``, ``result_batch``,
-``output_batch`` and ``command`` are Farcall's own, for a peer that knows them. Unknown fields are ignored, so that
-either side may be the newer one. Nothing here unpickles anything.
+``output_batch``, ``dead_letter`` and ``command`` are Farcall's own, for a peer that knows them. Unknown fields are
+ignored, so that either side may be the newer one. Nothing here unpickles anything.
 """
 
 from __future__ import annotations
 
+import base64
 import enum
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ ACCEPTS_TASK_BATCH = "task_batch"
 
 
 class TaskState(enum.StrEnum):
-    """Where a task is. ``ledger.py`` of the service alone moves a task from one to the next."""
+    """Where a task is. The service's ledger alone moves a task from one to the next."""
 
     #: Its row is committed; its message has not gone out yet.
     RECEIVED = "received"
@@ -48,6 +49,9 @@ FINAL_STATES = frozenset({TaskState.SUCCESS, TaskState.FAILED, TaskState.CANCELL
 #: The names that Globus Compute's workers give to the two ends of a run.
 EXECUTION_START = "execution-start"
 EXECUTION_END = "execution-end"
+
+#: So much is kept of a message that cannot be used.
+MOST_DEAD_LETTER_BYTES = 64 * 1024
 
 #: The two streams that a task prints to.
 STREAMS = ("stdout", "stderr")
@@ -192,13 +196,29 @@ class OutputBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that an agent cannot use, for the service to set aside. It travels on the way of the results.
+
+    ``queue`` is where it came from, ``reason`` says in words what is wrong with it. ``body`` holds its first
+    :data:`MOST_DEAD_LETTER_BYTES` bytes, ``size`` says how many it had.
+    """
+
+    queue: str
+    reason: str
+    body: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class StatusReport:
     """What an agent says of itself with each heartbeat.
 
     ``global_state`` holds ``heartbeat_period`` (seconds; 0 = going offline now), ``total_workers``,
-    ``outstanding_tasks`` and whatever else the agent knows. ``task_statuses`` maps a task's id to its latest
-    transitions. ``holds`` lists the tasks that the agent has and has not yet reported a result of; None means that
-    it does not say (a foreign endpoint).
+    ``outstanding_tasks`` and whatever else the agent knows; why tasks may have to wait follows from ``pending_tasks``
+    (those that wait in the agent), ``idle_workers``, ``blocks`` (``id``, ``state`` and ``message``, the system's words,
+    of each that has not ended and of the last that failed) and ``troubles`` (sentences, the most important first).
+    ``task_statuses`` maps a task's id to its latest transitions. ``holds`` lists the tasks that the agent has and has
+    not yet reported a result of; None means that it does not say (a foreign endpoint).
     """
 
     endpoint_id: str
@@ -218,7 +238,7 @@ class Command:
     reason: str = ""
 
 
-Message: TypeAlias = Task | TaskBatch | Result | ResultBatch | OutputBatch | StatusReport | Command
+Message: TypeAlias = Task | TaskBatch | Result | ResultBatch | OutputBatch | DeadLetter | StatusReport | Command
 
 
 def encode(message: Message) -> bytes:
@@ -381,6 +401,22 @@ def _read_output(data: dict[str, Any]) -> Output:
     return Output(_text(data["task_id"]), stream, start, _text(data["text"]))
 
 
+def _write_dead_letter(letter: DeadLetter) -> tuple[str, dict[str, Any]]:
+    return "dead_letter", {
+        "queue": letter.queue,
+        "reason": letter.reason,
+        "body": base64.b64encode(letter.body).decode(),
+        "size": letter.size,
+    }
+
+
+def _read_dead_letter(data: dict[str, Any]) -> DeadLetter:
+    body, size = base64.b64decode(_text(data["body"]), validate=True), data["size"]
+    if len(body) > MOST_DEAD_LETTER_BYTES or type(size) is not int or size < len(body):
+        raise ValueError(f"no dead letter: {len(body)} bytes are said to be of {size!r}")
+    return DeadLetter(_text(data["queue"]), _text(data["reason"]), body, size)
+
+
 def _write_status_report(report: StatusReport) -> tuple[str, dict[str, Any]]:
     data: dict[str, Any] = {
         "endpoint_id": report.endpoint_id,
@@ -424,6 +460,7 @@ _WRITERS: dict[type, Any] = {
     Result: _write_result,
     ResultBatch: _write_result_batch,
     OutputBatch: _write_output_batch,
+    DeadLetter: _write_dead_letter,
     StatusReport: _write_status_report,
     Command: _write_command,
 }
@@ -433,6 +470,7 @@ _READERS: dict[str, Any] = {
     "result": read_result,
     "result_batch": _read_result_batch,
     "output_batch": _read_output_batch,
+    "dead_letter": _read_dead_letter,
     "ep_status_report": _read_status_report,
     "command": _read_command,
 }

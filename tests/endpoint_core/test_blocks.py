@@ -12,7 +12,7 @@ from farcall.errors import ConfigurationError
 from farcall_endpoint import blocks
 from farcall_endpoint.blocks import Blocks, Breaker
 from farcall_endpoint.config import EngineConfig
-from farcall_endpoint.provider import BlockSpec, BlockState, Provider, ProviderConfig
+from farcall_endpoint.provider import BlockSpec, BlockState, Provider, ProviderConfig, ProviderError
 
 
 class ScriptedProvider(Provider):
@@ -27,6 +27,8 @@ class ScriptedProvider(Provider):
         self.is_down = False
 
     def submit(self, spec: BlockSpec) -> str:
+        if self.is_down:
+            raise ProviderError("no more jobs of yours")
         self.specs.append(spec)
         block_id = f"block-{len(self.specs)}"
         self.now[block_id] = BlockState.PENDING
@@ -40,6 +42,9 @@ class ScriptedProvider(Provider):
 
     def cancel(self, block_ids: Sequence[str]) -> None:
         self.cancelled += block_ids
+
+    def reason(self, block_id: str) -> str:
+        return f"{block_id} waits for resources"
 
     def output(self, block_id: str) -> str:
         return f"what {block_id} printed"
@@ -83,7 +88,7 @@ def test_a_block_that_has_ended_is_not_asked_about_again(provider: ScriptedProvi
     assert [status.state for status in first + second] == [JobState.FAILED, JobState.FAILED]
     assert first[0].message == "what block-1 printed"
     assert provider.asked == [["block-1"]]
-    assert ours.states() == {}
+    assert ours.shown() == [{"id": "block-1", "state": "failed", "message": "what block-1 printed"}]
 
 
 def test_while_the_scheduler_is_down_blocks_are_what_they_were(provider: ScriptedProvider, tmp_path: Path) -> None:
@@ -124,6 +129,36 @@ def test_all_blocks_that_live_can_be_ended(provider: ScriptedProvider, tmp_path:
     assert provider.cancelled == [alive]
 
 
+def test_blocks_are_shown_with_the_systems_words_and_of_those_that_failed_the_last(
+    provider: ScriptedProvider, tmp_path: Path
+) -> None:
+    ours = blocks_of(provider, tmp_path)
+    ids = [ours.submit("command", 1) for _ in range(5)]
+    for block_id, state in zip(ids, ("FAILED", "FAILED", "DONE", "RUNNING", "PENDING"), strict=True):
+        provider.now[block_id] = BlockState[state]
+    ours.status(ids)
+
+    assert [tuple(block.values()) for block in ours.shown()] == [
+        (ids[1], "failed", "what block-2 printed"),
+        (ids[3], "running", ""),
+        (ids[4], "pending", "block-5 waits for resources"),
+    ]
+
+
+def test_that_no_block_could_be_asked_for_is_said_until_one_can(provider: ScriptedProvider, tmp_path: Path) -> None:
+    ours = blocks_of(provider, tmp_path)
+    provider.is_down = True
+    with pytest.raises(ProviderError):
+        ours.submit("command", 1)
+    refused = ours.refusal
+
+    provider.is_down = False
+    ours.submit("command", 1)
+
+    assert refused == "No block could be asked for: no more jobs of yours"
+    assert ours.refusal is None
+
+
 def test_a_launcher_that_does_not_exist_is_named_with_those_that_do(provider: ScriptedProvider, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"no launcher called 'SrunLaucher'; there are: .*SrunLauncher"):
         blocks_of(provider, tmp_path, EngineConfig(launcher="SrunLaucher"))
@@ -143,6 +178,8 @@ def test_three_blocks_without_a_worker_stop_the_asking_for_a_while() -> None:
     assert three is not None
     assert "words of 2" in three
     assert not breaker.allows_blocks()
+    assert "words of 2" in (breaker.trouble or "")
+    assert (breaker.trouble or "").startswith("No block is asked for until 20")
 
 
 def test_blocks_that_were_counted_are_not_counted_again() -> None:
@@ -164,3 +201,4 @@ def test_a_worker_that_connects_makes_up_for_earlier_failures() -> None:
 
     assert breaker.observe(missing(0, 1, 2, 3), managers=0) is None
     assert breaker.allows_blocks()
+    assert breaker.trouble is None

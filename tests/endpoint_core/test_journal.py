@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from farcall.wire import BatchedTask, FunctionCode, TaskBatch
-from farcall_endpoint.journal import Journal, JournalError
+from farcall_endpoint import journal as journal_module
+from farcall_endpoint.attempts import Attempt
+from farcall_endpoint.journal import Journal, JournalError, Unfinished
 
 
 def batch_of(*task_ids: str, payload: str = "payload") -> TaskBatch:
@@ -30,13 +32,20 @@ def test_what_was_accepted_and_not_finished_is_there_after_a_restart(path: Path)
     with_options = BatchedTask("b", "g", "payload", {"result_serializers": ["x.JSONData"]})
     journal.accept(batch_of("a"))
     journal.accept(TaskBatch({"g": FunctionCode("other code")}, [with_options]))
-    journal.lost(["b"])
+    journal.attempted([Attempt("b", 5, "attempt 1 of 3 ended: \u2028\nit \ud800 burned"), Attempt("b", 6, "no", False)])
     journal.close()
 
     functions, tasks = Journal(path).unfinished()
 
     assert functions == {"f": FunctionCode("code", "3.11.7"), "g": FunctionCode("other code", None)}
-    assert [(each.task, each.attempts) for each in tasks] == [(BatchedTask("a", "f", "payload"), 0), (with_options, 1)]
+    assert tasks == [
+        Unfinished(BatchedTask("a", "f", "payload")),
+        Unfinished(
+            with_options,
+            1,
+            (Attempt("b", 5, "attempt 1 of 3 ended: \u2028\nit \ud800 burned"), Attempt("b", 6, "no", False)),
+        ),
+    ]
 
 
 def test_a_result_is_kept_until_it_is_sent(path: Path) -> None:
@@ -60,7 +69,7 @@ def test_a_task_that_is_held_is_not_accepted_twice(path: Path) -> None:
 
     again = journal.accept(batch_of("a", "b", "b"))
 
-    assert [task.task_id for task in again] == ["b"]
+    assert [each.task.task_id for each in again] == ["b"]
 
 
 def test_a_task_whose_result_was_sent_is_answered_again_and_not_run_again(path: Path) -> None:
@@ -105,7 +114,7 @@ def test_old_results_are_forgotten_and_with_them_functions_that_nobody_needs(pat
     young, old = journal.purge(keep_s=60), journal.purge(keep_s=0)
 
     assert (young, old) == (0, 1)
-    assert [task.task_id for task in journal.accept(batch_of("a"))] == ["a"]
+    assert [each.task.task_id for each in journal.accept(batch_of("a"))] == ["a"]
     assert journal.unfinished()[0] == {"f": FunctionCode("code", "3.11.7")}
 
 
@@ -156,7 +165,7 @@ def test_a_payload_with_lone_surrogates_is_kept_as_it_is(path: Path) -> None:
 def test_a_damaged_file_is_refused_with_advice_and_left_alone(path: Path) -> None:
     path.write_bytes(b"this is no database, it only lies where one should be" * 100)
 
-    with pytest.raises(JournalError, match=r"is damaged .* Move the file away and start again"):
+    with pytest.raises(JournalError, match=r"is damaged .* Move it away, with the files beside it"):
         Journal(path)
 
     assert path.read_bytes().startswith(b"this is no database")
@@ -169,3 +178,54 @@ def test_a_journal_of_another_version_is_refused(path: Path) -> None:
 
     with pytest.raises(JournalError, match="written by another version"):
         Journal(path)
+
+
+def accepted(journal: Journal, *task_ids: str) -> list[Unfinished]:
+    return journal.accept(batch_of(*task_ids))
+
+
+def test_a_task_that_was_cancelled_before_it_came_is_known_as_such_also_after_a_restart(path: Path) -> None:
+    journal = Journal(path)
+    journal.cancel(["a", "b"])
+    journal.cancel(["a"])
+    journal.close()
+
+    journal = Journal(path)
+    new = accepted(journal, "a", "c")
+    journal.close()
+
+    assert [(each.task.task_id, each.cancelled) for each in new] == [("a", True), ("c", False)]
+    assert [each.cancelled for each in Journal(path).unfinished()[1]] == [True, False]
+
+
+def test_a_task_that_was_handed_over_is_known_as_such_after_a_restart_unless_it_was_taken_back(path: Path) -> None:
+    journal = Journal(path)
+    accepted(journal, "a", "b", "c")
+    journal.hand_over(["a", "b"])
+    journal.take_back(["b"])
+    journal.close()
+
+    assert [each.handed_over for each in Journal(path).unfinished()[1]] == [True, False, False]
+
+
+def test_what_must_not_start_twice_is_remembered_for_longer_than_its_result(path: Path) -> None:
+    journal = Journal(path)
+    accepted(journal, "once", "often")
+    journal.hand_over(["once"])
+    journal.finish([("once", "result"), ("often", "result")])
+    journal.sent(["once", "often"])
+    journal.purge(keep_s=0)
+
+    again = accepted(journal, "once", "often")
+
+    assert [(each.task.task_id, each.handed_over) for each in again] == [("once", True), ("often", False)]
+
+
+def test_tombstones_are_forgotten_in_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(path)
+    journal.cancel(["a"])
+
+    monkeypatch.setattr(journal_module, "KEEP_TOMBSTONES_S", -1.0)
+    journal.purge()
+
+    assert not accepted(journal, "a")[0].cancelled

@@ -7,7 +7,7 @@ import queue
 import sqlite3
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,14 @@ import pytest
 from kombu import Connection, Exchange, Producer, Queue
 
 from farcall.wire import (
+    MOST_DEAD_LETTER_BYTES,
     BatchedTask,
     Command,
+    DeadLetter,
     FunctionCode,
     Message,
+    Output,
+    OutputBatch,
     Result,
     ResultBatch,
     StatusReport,
@@ -33,9 +37,10 @@ from farcall_endpoint import line, mailbox
 from farcall_endpoint.addresses import Addresses
 from farcall_endpoint.journal import Journal
 from farcall_endpoint.mailbox import Inbox, Outbox, result_batch_body
+from farcall_endpoint.output import OutputStore
 
 URL = "memory://"
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 @pytest.fixture
@@ -132,16 +137,31 @@ def test_tasks_and_commands_arrive(inboxes: Inboxes) -> None:
 
 
 @pytest.mark.parametrize("body", [b"garbage", b"", b'\x01{"message_type": "new", "data": {}}', encode(Command("stop"))])
-def test_what_cannot_be_read_is_set_aside_and_said(
+def test_what_cannot_be_read_is_set_aside_and_handed_to_the_service(
     inboxes: Inboxes, body: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     inboxes.start()
+    queue_name = inboxes.addresses.task_queue
 
-    send(inboxes.addresses.task_queue, body)
-    send(inboxes.addresses.task_queue, batch_of("a"))
+    send(queue_name, body)
+    send(queue_name, batch_of("a"))
 
     assert inboxes.tasks.get(timeout=PATIENCE_S) == batch_of("a")
     assert "was set aside" in caplog.text
+    letter = Reader(inboxes.addresses.results).read()
+    assert isinstance(letter, DeadLetter)
+    assert (letter.queue, letter.body, letter.size) == (queue_name, body, len(body))
+    assert letter.reason in caplog.text
+
+
+def test_of_a_large_message_that_cannot_be_read_only_the_beginning_is_handed_on(inboxes: Inboxes) -> None:
+    inboxes.start()
+
+    send(inboxes.addresses.command_queue, b"x" * 1_000_000)
+
+    letter = Reader(inboxes.addresses.results).read()
+    assert isinstance(letter, DeadLetter)
+    assert (letter.body, letter.size) == (b"x" * MOST_DEAD_LETTER_BYTES, 1_000_000)
 
 
 def test_while_there_is_no_room_tasks_stay_in_the_broker_and_commands_come(inboxes: Inboxes) -> None:
@@ -207,10 +227,12 @@ class Reader:
         return decode(bytes(arrived[0]))
 
 
-def test_results_go_out_and_are_then_marked_as_sent(addresses: Addresses, journal: Journal) -> None:
+def test_results_go_out_and_are_then_marked_as_sent(
+    addresses: Addresses, journal: Journal, output: OutputStore
+) -> None:
     reader = Reader(addresses.results)
     journal.accept(batch_of("a"))
-    outbox = Outbox(addresses, journal, on_unreachable=lambda: None)
+    outbox = Outbox(addresses, journal, output, on_unreachable=lambda: None)
     outbox.start()
     journal.finish([("a", text_of("a"))])
     outbox.results_waiting()
@@ -222,12 +244,14 @@ def test_results_go_out_and_are_then_marked_as_sent(addresses: Addresses, journa
     assert journal.held() == []
 
 
-def test_what_an_earlier_agent_left_unsent_goes_out_first_thing(addresses: Addresses, journal: Journal) -> None:
+def test_what_an_earlier_agent_left_unsent_goes_out_first_thing(
+    addresses: Addresses, journal: Journal, output: OutputStore
+) -> None:
     reader = Reader(addresses.results)
     journal.accept(batch_of("a"))
     journal.finish([("a", text_of("a"))])
 
-    outbox = Outbox(addresses, journal, on_unreachable=lambda: None)
+    outbox = Outbox(addresses, journal, output, on_unreachable=lambda: None)
     outbox.start()
 
     assert reader.read() == ResultBatch([value_of("a")])
@@ -235,10 +259,10 @@ def test_what_an_earlier_agent_left_unsent_goes_out_first_thing(addresses: Addre
 
 
 def test_a_report_replaces_one_that_still_waits_but_not_what_only_that_one_said(
-    addresses: Addresses, journal: Journal
+    addresses: Addresses, journal: Journal, output: OutputStore
 ) -> None:
     reader = Reader(addresses.heartbeats)
-    outbox = Outbox(addresses, journal, on_unreachable=lambda: None)
+    outbox = Outbox(addresses, journal, output, on_unreachable=lambda: None)
     running, waiting = (
         Transition(1, TaskState.RUNNING, "endpoint"),
         Transition(2, TaskState.WAITING_FOR_NODES, "endpoint"),
@@ -253,14 +277,14 @@ def test_a_report_replaces_one_that_still_waits_but_not_what_only_that_one_said(
 
 
 def test_a_report_that_could_not_be_sent_goes_out_later_with_all_it_said(
-    addresses: Addresses, journal: Journal, monkeypatch: pytest.MonkeyPatch
+    addresses: Addresses, journal: Journal, output: OutputStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = Reader(addresses.heartbeats)
     running, waiting = (
         Transition(1, TaskState.RUNNING, "endpoint"),
         Transition(2, TaskState.WAITING_FOR_NODES, "endpoint"),
     )
-    outbox = Outbox(addresses, journal, on_unreachable=lambda: None)
+    outbox = Outbox(addresses, journal, output, on_unreachable=lambda: None)
     publish, publishers = mailbox._publish, iter(["a broken one"])
 
     def publish_badly_once(*arguments: Any) -> None:
@@ -279,12 +303,12 @@ def test_a_report_that_could_not_be_sent_goes_out_later_with_all_it_said(
 
 
 def test_a_broker_that_is_there_but_answers_nothing_is_noticed(
-    stand_in: Any, journal: Journal, monkeypatch: pytest.MonkeyPatch
+    stand_in: Any, journal: Journal, output: OutputStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noticed = threading.Event()
     monkeypatch.setattr(line, "FAILURES_BEFORE_ASKING", 1)
     monkeypatch.setitem(line._REDIS_OPTIONS, "socket_timeout", 0.2)
-    outbox = Outbox(Addresses.of(stand_in._answer()), journal, on_unreachable=noticed.set)
+    outbox = Outbox(Addresses.of(stand_in._answer()), journal, output, on_unreachable=noticed.set)
     outbox.start()
     assert outbox.connected.wait(PATIENCE_S)
 
@@ -298,13 +322,17 @@ def test_a_broker_that_is_there_but_answers_nothing_is_noticed(
 
 
 def test_a_broker_that_is_gone_is_asked_for_again_and_the_agent_is_told(
-    journal: Journal, addresses: Addresses, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    journal: Journal,
+    output: OutputStore,
+    addresses: Addresses,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     told: queue.Queue[None] = queue.Queue()
     monkeypatch.setattr(line, "_LONGEST_PAUSE_S", 0.01)
     monkeypatch.setattr(line, "FAILURES_BEFORE_ASKING", 1)
     monkeypatch.setattr(Outbox, "url", lambda self: "redis://127.0.0.1:9/0")
-    outbox = Outbox(addresses, journal, on_unreachable=lambda: told.put(None))
+    outbox = Outbox(addresses, journal, output, on_unreachable=lambda: told.put(None))
 
     outbox.start()
 
@@ -320,3 +348,59 @@ def test_results_are_put_together_as_the_wire_wants_them() -> None:
     body = result_batch_body([json.dumps(write_result(result)) for result in results])
 
     assert decode(body) == ResultBatch(results)
+
+
+def test_what_a_task_printed_goes_out_before_its_result_and_the_rest_after_it(
+    addresses: Addresses, journal: Journal, output: OutputStore
+) -> None:
+    reader = Reader(addresses.results)
+    journal.accept(batch_of("a"))
+    journal.finish([("a", text_of("a"))])
+    output.add([Output("other", "stdout", 0, "x"), Output("a", "stdout", 0, "last words")])
+
+    outbox = Outbox(addresses, journal, output, on_unreachable=lambda: None)
+    outbox.start()
+
+    assert [reader.read() for _ in range(3)] == [
+        OutputBatch([Output("a", "stdout", 0, "last words")]),
+        ResultBatch([value_of("a")]),
+        OutputBatch([Output("other", "stdout", 0, "x")]),
+    ]
+    outbox.stop(timeout_s=PATIENCE_S)
+    assert not output
+
+
+def test_results_that_were_sent_are_not_sent_again_while_that_cannot_be_noted(
+    addresses: Addresses, journal: Journal, output: OutputStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, reports = Reader(addresses.results), Reader(addresses.heartbeats)
+    journal.accept(batch_of("a"))
+    journal.finish([("a", text_of("a"))])
+    sent, troubles = journal.sent, threading.Semaphore(0)
+    failures = iter(["once", "twice"])
+
+    def note(task_ids: Sequence[str]) -> None:
+        if next(failures, None):
+            raise sqlite3.OperationalError("database or disk is full")
+        sent(task_ids)
+
+    monkeypatch.setattr(journal, "sent", note)
+    outbox = Outbox(
+        addresses, journal, output, on_unreachable=lambda: None, on_disk_trouble=lambda error: troubles.release()
+    )
+    outbox.start()
+    first = reader.read()
+    assert troubles.acquire(timeout=PATIENCE_S)
+
+    # Reports go out all the while, and with each it is tried again.
+    for number in range(2):
+        outbox.send_report(StatusReport("e", {"n": number}))
+        reports.read()
+    journal.accept(batch_of("b"))
+    journal.finish([("b", text_of("b"))])
+    outbox.results_waiting()
+
+    assert first == ResultBatch([value_of("a")])
+    assert reader.read() == ResultBatch([value_of("b")])
+    outbox.stop(timeout_s=PATIENCE_S)
+    assert journal.held() == []

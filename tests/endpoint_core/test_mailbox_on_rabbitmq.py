@@ -17,6 +17,7 @@ from servers import PrivateRabbitMQ
 from farcall.wire import (
     BatchedTask,
     Command,
+    DeadLetter,
     FunctionCode,
     Message,
     Result,
@@ -31,6 +32,7 @@ from farcall_endpoint import line, mailbox
 from farcall_endpoint.addresses import Addresses
 from farcall_endpoint.journal import Journal
 from farcall_endpoint.mailbox import MESSAGES_AHEAD, Inbox, Outbox
+from farcall_endpoint.output import OutputStore
 
 PATIENCE_S = 60
 ME = "me"
@@ -103,16 +105,15 @@ class Broker:
 
     def hang_up(self) -> None:
         """Close all connections but our own."""
-        said = self._server.ctl("-q", "list_connections", "-p", self._vhost, "pid", "--no-table-headers")
-        own = self._server.ctl("-q", "list_connections", "-p", self._vhost, "pid", "peer_port", "--no-table-headers")
-        port = str(self.connection.connection.sock.getsockname()[1])
-        ours = {row.split()[0] for row in own.splitlines() if row.split()[1] == port}
-        for pid in set(said.split()) - ours:
-            self._server.ctl("close_connection", pid, "a test")
+        said = self._server.ctl("-q", "list_connections", "-p", self._vhost, "pid", "peer_port", "--no-table-headers")
+        own_port = str(self.connection.connection.sock.getsockname()[1])
+        for pid, port in (row.split() for row in said.splitlines()):
+            if port != own_port:
+                self._server.ctl("close_connection", pid, "a test")
 
     def close(self) -> None:
         self.connection.release()
-        self._server.ctl("delete_vhost", self._vhost)
+        self._server.drop_vhost(self.url)
 
 
 @pytest.fixture
@@ -178,6 +179,19 @@ def test_tasks_and_commands_arrive_whatever_text_they_hold(broker: Broker, taker
     assert taker.commands.get(timeout=PATIENCE_S) == Command("stop", "enough")
 
 
+def test_what_cannot_be_read_is_handed_to_the_service_and_tasks_behind_it_come(broker: Broker, taker: Taker) -> None:
+    broker.send("tasks", Command("lost its way"), batch_of("a"))
+    broker.send("commands", batch_of("b"))
+
+    assert taker.next_task() == "a"
+    letters = [broker.read("results") for _ in range(2)]
+
+    assert {letter.queue: letter.reason for letter in letters if isinstance(letter, DeadLetter)} == {
+        f"{ME}.tasks": "a Command is not expected here",
+        f"{ME}.commands": "a TaskBatch is not expected here",
+    }
+
+
 def test_while_there_is_no_room_tasks_stay_in_the_broker_and_commands_come(broker: Broker, taker: Taker) -> None:
     count = 10 * MESSAGES_AHEAD
     taker.inbox.pause()
@@ -216,8 +230,10 @@ def test_a_slow_agent_is_sent_no_more_than_a_few_messages_ahead(broker: Broker) 
     inbox.join(PATIENCE_S)
 
 
-def test_a_broker_that_hangs_up_is_connected_to_again(broker: Broker, taker: Taker, journal: Journal) -> None:
-    outbox = Outbox(broker.addresses, journal, on_unreachable=lambda: None)
+def test_a_broker_that_hangs_up_is_connected_to_again(
+    broker: Broker, taker: Taker, journal: Journal, output: OutputStore
+) -> None:
+    outbox = Outbox(broker.addresses, journal, output, on_unreachable=lambda: None)
     outbox.start()
     assert outbox.connected.wait(PATIENCE_S)
 
@@ -242,9 +258,11 @@ def test_a_queue_that_was_deleted_is_asked_for_and_used_when_it_is_there_again(b
     assert taker.next_task() == "a"
 
 
-def test_results_that_nobody_would_get_are_kept_until_somebody_does(broker: Broker, journal: Journal) -> None:
+def test_results_that_nobody_would_get_are_kept_until_somebody_does(
+    broker: Broker, journal: Journal, output: OutputStore
+) -> None:
     asked = threading.Event()
-    outbox = Outbox(broker.addresses, journal, on_unreachable=asked.set)
+    outbox = Outbox(broker.addresses, journal, output, on_unreachable=asked.set)
     outbox.start()
     assert outbox.connected.wait(PATIENCE_S)
     broker.delete("results")
@@ -260,11 +278,13 @@ def test_results_that_nobody_would_get_are_kept_until_somebody_does(broker: Brok
     assert journal.held() == []
 
 
-def test_a_wrong_password_is_said_in_words_and_the_service_is_asked_at_once(broker: Broker, journal: Journal) -> None:
+def test_a_wrong_password_is_said_in_words_and_the_service_is_asked_at_once(
+    broker: Broker, journal: Journal, output: OutputStore
+) -> None:
     asked = threading.Event()
     right = broker.url
     broker.url = right.replace("farcall:", "farcall:not-")
-    outbox = Outbox(broker.addresses, journal, on_unreachable=asked.set)
+    outbox = Outbox(broker.addresses, journal, output, on_unreachable=asked.set)
     outbox.start()
 
     assert asked.wait(PATIENCE_S)
@@ -277,8 +297,8 @@ def test_a_wrong_password_is_said_in_words_and_the_service_is_asked_at_once(brok
     outbox.stop(timeout_s=PATIENCE_S)
 
 
-def test_a_heartbeat_expires_as_the_service_wants_it_to(broker: Broker, journal: Journal) -> None:
-    outbox = Outbox(broker.addresses, journal, on_unreachable=lambda: None)
+def test_a_heartbeat_expires_as_the_service_wants_it_to(broker: Broker, journal: Journal, output: OutputStore) -> None:
+    outbox = Outbox(broker.addresses, journal, output, on_unreachable=lambda: None)
     outbox.start()
 
     outbox.send_report(StatusReport(ME, {"n": 1}))
@@ -288,13 +308,17 @@ def test_a_heartbeat_expires_as_the_service_wants_it_to(broker: Broker, journal:
 
 
 def test_lines_with_nothing_to_do_keep_their_connections(
-    broker: Broker, journal: Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    broker: Broker,
+    journal: Journal,
+    output: OutputStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(line, "HEARTBEAT_S", 1)
     monkeypatch.setattr(mailbox, "KEEP_ALIVE_S", 0.2)
     taker = Taker(broker.addresses)
     taker.inbox.pause()
-    outbox = Outbox(broker.addresses, journal, on_unreachable=lambda: None)
+    outbox = Outbox(broker.addresses, journal, output, on_unreachable=lambda: None)
     outbox.start()
     assert outbox.connected.wait(PATIENCE_S)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from running import RunningEndpoint, RunningService, endpoint_command, running_endpoint, running_service
+from servers import free_ports
 
 from farcall import Client, Executor
 
@@ -30,7 +31,8 @@ def slow_double(x):
 def loop(home: Path) -> Iterator[tuple[RunningService, RunningEndpoint, Executor]]:
     """A service and an endpoint that the test may break, and an executor whose first task has come back."""
     with ExitStack() as stack:
-        service = stack.enter_context(running_service(home))
+        # A port that stays free while the service is down.
+        service = stack.enter_context(running_service(home, port=free_ports(1)[0]))
         endpoint = stack.enter_context(running_endpoint(service))
         client = Client(service_url=service.url, token=service.token)
         executor = stack.enter_context(Executor(endpoint_id=endpoint.id, client=client))

@@ -43,7 +43,7 @@ def isle() -> Iterator[Island]:
 @pytest.fixture(scope="session")
 def broker(isle: Island) -> Iterator[PrivateRabbitMQ]:
     folder = isle.writable("rabbitmq")
-    with private_rabbitmq(folder, prefix=isle.prefix, plugins=["rabbitmq_management"]) as running:
+    with private_rabbitmq(folder, prefix=isle.prefix) as running:
         yield running
 
 

@@ -49,7 +49,6 @@ VERSIONS = (
 )
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
 def test_sdk_and_endpoint_of(isle: Island, as_client: dict[str, str], version: Version) -> None:
     settings = version.settings(as_client)

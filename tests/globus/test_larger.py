@@ -27,7 +27,6 @@ def test_flow(sessions, larger_endpoint, flow: str) -> None:  # type: ignore[no-
     sessions["globus"].run(flow, larger_endpoint.id)
 
 
-@pytest.mark.timeout(150)
 def test_a_task_of_a_killed_user_endpoint_runs_again(sessions, larger_endpoint) -> None:  # type: ignore[no-untyped-def]
     sessions["globus"].run("a_task_of_a_killed_child_runs_again", larger_endpoint.id, timeout_s=130)
 

@@ -22,7 +22,6 @@ def lively(new_lively_endpoint) -> Iterator:  # type: ignore[no-untyped-def, typ
     endpoint.stop()
 
 
-@pytest.mark.timeout(150)
 @pytest.mark.parametrize("life", LIVES)
 @pytest.mark.parametrize("sdk", ["globus"])
 def test_what_becomes_of_tasks(sessions, lively, sdk: str, life: str) -> None:  # type: ignore[no-untyped-def]

@@ -50,6 +50,8 @@ class ScriptedService:
     functions: dict[str, dict[str, Any]] = field(default_factory=dict)
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
+    #: What each task has printed to its stdout.
+    printed: dict[str, str] = field(default_factory=dict)
     answered_keys: dict[str, Any] = field(default_factory=dict)
     paused: bool = False
     #: Called with each request; an answer other than None is sent instead of the service's own.
@@ -68,6 +70,9 @@ class ScriptedService:
     def submits(self) -> list[Seen]:
         return self.requests("POST", "/v3/endpoints/.*/submit")
 
+    def cancels(self) -> list[Seen]:
+        return self.requests("POST", "/v2/tasks/cancel")
+
     def wait_for_tasks(self, number: int) -> None:
         with self.changed:
             assert self.changed.wait_for(lambda: len(self.tasks) >= number, 30)
@@ -79,6 +84,12 @@ class ScriptedService:
                 if task["status"] == "waiting-for-ep":
                     task.update(self._outcome(task))
                     self.done.append(task_id)
+            self.changed.notify_all()
+
+    def print_to(self, task_id: str, text: str) -> None:
+        """What a running task would print."""
+        with self.changed:
+            self.printed[task_id] = self.printed.get(task_id, "") + text
             self.changed.notify_all()
 
     def _outcome(self, task: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +126,9 @@ class ScriptedService:
             ("POST", "/v3/functions", self._register),
             ("POST", "/v3/endpoints/([^/]+)/submit", self._submit),
             ("GET", "/v2/tasks/([^/]+)", self._task),
+            ("GET", "/v2/tasks/([^/]+)/log", self._log),
+            ("POST", "/v2/tasks/cancel", self._cancel),
+            ("POST", "/v2/taskgroup/([^/]+)/cancel", self._cancel_group),
             ("POST", "/v2/batch_status", self._batch_status),
             ("GET", "/v2/taskgroup/([^/]+)", self._group),
             ("GET", "/v2/taskgroup/([^/]+)/results", self._results),
@@ -145,6 +159,8 @@ class ScriptedService:
                         "task_group_id": group_id,
                         "function_id": function_id,
                         "payload": payload,
+                        "history": [["received", time.time()], ["waiting-for-ep", time.time()]],
+                        "reason": "the endpoint has been offline since 12:00",
                     }
             self.changed.notify_all()
         answer = {"request_id": key, "task_group_id": group_id, "endpoint_id": endpoint_id, "tasks": ids}
@@ -159,6 +175,42 @@ class ScriptedService:
         with self.changed:
             self.changed.wait_for(lambda: task_id in self.done, float(seen.query.get("wait", 0)))
             return 200, self._document(task_id)
+
+    def _cancel(self, seen: Seen) -> Answer:
+        return 200, {"results": {task_id: self._cancelled(task_id) for task_id in seen.body["task_ids"]}}
+
+    def _cancel_group(self, seen: Seen, group_id: str) -> Answer:
+        ids = [task_id for task_id, task in self.tasks.items() if task["task_group_id"] == group_id]
+        new = [task_id for task_id in ids if task_id not in self.done]
+        for task_id in new:
+            self._cancelled(task_id)
+        return 200, {"taskgroup_id": group_id, "cancelled": len(new), "ended": len(ids) - len(new)}
+
+    def _cancelled(self, task_id: str) -> dict[str, Any]:
+        with self.changed:
+            if task_id not in self.tasks:
+                said = {"status": "unknown", "cancelled": False, "reason": f"Task {task_id} not found"}
+                return {"task_id": task_id, **said}
+            if task_id not in self.done:
+                reason = "cancelled by owner"
+                self.tasks[task_id].update(status="cancelled", exception=reason, reason=reason, completion_t="1.5")
+                self.done.append(task_id)
+                self.changed.notify_all()
+            status = self.tasks[task_id]["status"]
+            reason = self.tasks[task_id]["reason"] if status == "cancelled" else f"it had ended as {status}"
+            return {"task_id": task_id, "status": status, "cancelled": status == "cancelled", "reason": reason}
+
+    def _log(self, seen: Seen, task_id: str) -> Answer:
+        if task_id not in self.tasks:
+            return error(404, "TASK_NOT_FOUND", f"Task {task_id} not found")
+        after = int(seen.query["after"])
+        with self.changed:
+            self.changed.wait_for(
+                lambda: len(self.printed.get(task_id, "")) > after or task_id in self.done, float(seen.query["wait"])
+            )
+            text = self.printed.get(task_id, "")[after:] if seen.query["stream"] == "stdout" else ""
+            piece = {"stream": seen.query["stream"], "start": after, "text": text, "next": after + len(text)}
+            return 200, {"task_id": task_id, **piece, "ended": task_id in self.done}
 
     def _batch_status(self, seen: Seen) -> Answer:
         known = [task_id for task_id in seen.body["task_ids"] if task_id in self.tasks]

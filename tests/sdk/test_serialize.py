@@ -128,6 +128,20 @@ def test_a_function_that_is_more_than_its_text_travels_pickled() -> None:
         assert serialize(function).startswith("01\n")
 
 
+def packing(x: int) -> str:
+    import json
+
+    return json.dumps(x)
+
+
+def test_a_function_whose_own_import_hides_the_modules_keeps_its_source() -> None:
+    assert "json" in globals()
+
+    (source, _) = unpack_buffers(serialize(packing)[3:])
+
+    assert deserialize(source)(1) == json.dumps(1)
+
+
 def test_the_source_is_used_where_the_module_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "only_on_my_laptop.py").write_text("def f(x):\n    return x + 1\n")
     with monkeypatch.context() as on_the_laptop:

@@ -162,6 +162,18 @@ def test_a_thread_without_work_ends_and_comes_back(service: Any, monkeypatch: py
     assert service.requests("GET", ".*/results")[-1].query["after"] != "0"
 
 
+def test_where_too_many_wait_results_are_looked_for_now_and_then(
+    service: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("farcall.watcher._LOOK_EVERY_S", 0.01)
+    full = 429, {"code": "TOO_MANY_WAITING", "message": "too many wait"}
+    service.script = lambda seen: full if seen.query.get("wait", "0") != "0" else None
+    with service.executor() as executor:
+        assert list(executor.map(squared, range(5), timeout=30)) == [0, 1, 4, 9, 16]
+
+    assert not caplog.records
+
+
 class PickyError(Exception):
     """One that cannot be copied."""
 

@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from carrying import Loop
 from flask import Flask
 from foreign_support import World
 from servers import PrivatePostgres, PrivateRabbitMQ, needs, private_postgres
 from werkzeug.test import TestResponse
 
 from farcall import wire
-from farcall_webservice import auth
+from farcall_webservice import auth, dead_letters, queues
 from farcall_webservice.accounts import SharedAccount
 from farcall_webservice.app import create_app
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.database import Database
 from farcall_webservice.extensions import KEY, Services
 from farcall_webservice.ledger import Ledger, Outgoing
+from farcall_webservice.valkey import Valkey
 from farcall_webservice.waiting import Waiting
 
 #: Two arguments and no keyword arguments, packed.
@@ -43,6 +45,9 @@ class RecordingOutbox:
         for batch in outgoing:
             self.sent.extend(batch.tasks)
 
+    def heed(self, runner_id: str, *, held: bool) -> None:
+        pass
+
     def forward(self, task_group_ids: Iterable[str]) -> None:
         self.forwarded.extend(task_group_ids)
 
@@ -57,8 +62,8 @@ class WatchedWaiting(Waiting):
         super().__init__(max_waiters)
         self.somebody_waits = threading.Event()
 
-    def listen(self, task_group_id: str) -> Any:
-        listening = super().listen(task_group_id)
+    def listen(self, *ids: str) -> Any:
+        listening = super().listen(*ids)
         self.somebody_waits.set()
         return listening
 
@@ -252,3 +257,31 @@ def bob(service: Service) -> Person:
 @pytest.fixture
 def unknown_id() -> str:
     return str(uuid.uuid4())
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[Valkey]:
+    """A broker that has not been started."""
+    broker = Valkey(tmp_path / "valkey", "127.0.0.1")
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture
+def broker_url(request: pytest.FixtureRequest, database_url: str) -> Iterator[str]:
+    """The broker that goes with the database."""
+    if database_url.startswith("sqlite"):
+        valkey: Valkey = request.getfixturevalue("valkey")
+        valkey.start()
+        yield valkey.url
+    else:
+        rabbitmq: PrivateRabbitMQ = request.getfixturevalue("rabbitmq")
+        yield rabbitmq.url
+        # The others are named after endpoints, which each test makes anew.
+        queues.delete(rabbitmq.url, queues.RESULTS, queues.HEARTBEATS, dead_letters.QUEUE)
+
+
+@pytest.fixture
+def loop(database_url: str, broker_url: str) -> Iterator[Loop]:
+    with Loop(database_url, broker_url).running() as running:
+        yield running

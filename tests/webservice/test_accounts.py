@@ -12,7 +12,7 @@ import amqp
 import pytest
 from kombu import Connection, Exchange, Producer, Queue
 from running import running_endpoint, running_service
-from servers import PrivateRabbitMQ, needs, private_rabbitmq
+from servers import PrivateRabbitMQ
 
 from farcall import Client, Executor
 from farcall.errors import ConfigurationError
@@ -24,20 +24,18 @@ from farcall_webservice.management import Management, ManagementError
 from farcall_webservice.waiting import Waiting
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbitMQ]:
-    needs("rabbitmq")
-    with private_rabbitmq(tmp_path_factory.mktemp("rabbitmq"), plugins=["rabbitmq_management"]) as server:
-        yield server
+@pytest.fixture
+def broker(rabbitmq: PrivateRabbitMQ) -> PrivateRabbitMQ:
+    """The accounts that these tests make are in nobody's way."""
+    return rabbitmq
 
 
 @pytest.fixture
 def url(broker: PrivateRabbitMQ) -> Iterator[str]:
     """A virtual host of the test's own, whose name has to be quoted in URLs."""
-    name = f"a b/{uuid.uuid4().hex}"
-    broker.vhost(name)
-    yield broker.url.replace("/%2F", "/" + name.replace("/", "%2F").replace(" ", "%20"))
-    broker.ctl("delete_vhost", name)
+    made = broker.vhost(f"a b/{uuid.uuid4().hex}")
+    yield made
+    broker.drop_vhost(made)
 
 
 @pytest.fixture

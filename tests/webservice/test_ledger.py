@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from farcall.wire import ErrorDetails, Result, TaskState, Transition
 from farcall_webservice.database import Database
-from farcall_webservice.ledger import CLAIM_S, GroupExists, KeyReused, Ledger, Receipt, Request, TaskFilter
+from farcall_webservice.ledger import CLAIM_S, GroupExists, KeyReused, Ledger, Receipt, Request, TaskFilter, history
 from farcall_webservice.models import User
 
 ENDPOINT, OTHER_ENDPOINT = str(uuid.uuid4()), str(uuid.uuid4())
@@ -142,7 +142,7 @@ def test_what_one_process_has_written_another_leaves_alone_until_the_claim_has_r
     assert [batch.submission_id for batch in other_ledger.undispatched(alone=False)] == [others.request_id]
 
     now = time.time()
-    monkeypatch.setattr("farcall_webservice.ledger.time.time", lambda: now + CLAIM_S + 1)
+    monkeypatch.setattr("time.time", lambda: now + CLAIM_S + 1)
     assert [batch.submission_id for batch in other_ledger.undispatched(alone=False)] == [
         mine.request_id,
         others.request_id,
@@ -155,7 +155,7 @@ def test_several_that_look_for_abandoned_submissions_at_once_share_them(
 ) -> None:
     written = {submit(ledger).request_id for _ in range(60)}
     now = time.time()
-    monkeypatch.setattr("farcall_webservice.ledger.time.time", lambda: now + CLAIM_S + 1)
+    monkeypatch.setattr("time.time", lambda: now + CLAIM_S + 1)
     successors = [Ledger(other_ledger._database) for _ in range(4)]
     taken: list[str] = []
 
@@ -306,6 +306,83 @@ def test_the_history_tells_every_change_with_its_time(ledger: Ledger) -> None:
     assert times == sorted(times)
 
 
+def at(seconds: float, state: str, note: str = "") -> Transition:
+    return Transition(int(seconds * 1e9), state, "endpoint", note)
+
+
+def history_of(ledger: Ledger, task_id: str) -> list[list[str | float]]:
+    (row,) = ledger.tasks([task_id])
+    return history.read(row.history)
+
+
+def test_what_an_agent_says_again_is_written_once(ledger: Ledger) -> None:
+    (task_id,) = submit(ledger).tasks[FUNCTION]
+    now = time.time()
+    first, second = at(now + 1, "waiting-for-nodes"), at(now + 2, "running", "on n1")
+
+    for transitions in ([first], [first, second], [second, first], [second]):
+        ledger.record_states(ENDPOINT, {task_id: transitions})
+
+    (row,) = ledger.tasks([task_id])
+    assert (row.state, row.history.count("\n")) == ("running", 3)
+    assert history_of(ledger, task_id)[1:] == [
+        ["waiting-for-nodes", round(now + 1, 6)],
+        ["running", round(now + 2, 6), "on n1"],
+    ]
+
+
+def test_each_attempt_is_in_the_history_with_its_end_in_words(ledger: Ledger) -> None:
+    (task_id,) = submit(ledger).tasks[FUNCTION]
+    now = time.time()
+    lost = at(now + 2, "waiting-for-nodes", "attempt 1 of 3 ended:\nworker 2 was killed by signal 9")
+    ledger.record_states(ENDPOINT, {task_id: [at(now + 1, "running"), lost]})
+    assert state_of(ledger, task_id) == "waiting-for-nodes"
+    again = at(now + 3, "waiting-for-nodes", "attempt 2 of 3 ended: so was this one")
+    ledger.record_states(ENDPOINT, {task_id: [again]})
+
+    error = ErrorDetails("WorkerLost", "lost")
+    ledger.record_results(ENDPOINT, [Result(task_id, "lost", error_details=error, task_statuses=[lost, again])])
+
+    assert [change[0] for change in history_of(ledger, task_id)] == [
+        "received",
+        "running",
+        "waiting-for-nodes",
+        "waiting-for-nodes",
+        "failed",
+    ]
+    assert [change[2] for change in history_of(ledger, task_id) if len(change) > 2] == [
+        "attempt 1 of 3 ended: worker 2 was killed by signal 9",
+        "attempt 2 of 3 ended: so was this one",
+    ]
+
+
+def test_a_report_that_comes_late_does_not_take_a_task_back(ledger: Ledger) -> None:
+    receipt = submit(ledger)
+    (task_id,) = receipt.tasks[FUNCTION]
+    now = time.time()
+    ledger.record_states(ENDPOINT, {task_id: [at(now + 2, "running")]})
+
+    ledger.record_states(ENDPOINT, {task_id: [at(now + 1, "waiting-for-nodes")]})
+
+    assert state_of(ledger, task_id) == "running"
+    assert [change[0] for change in history_of(ledger, task_id)] == ["received", "waiting-for-nodes", "running"]
+    # Sent again, it may be with an agent whose clock is behind.
+    ledger.resend([task_id])
+    ledger.record_states(ENDPOINT, {task_id: [at(now - 60, "waiting-for-nodes")]})
+    assert state_of(ledger, task_id) == "waiting-for-nodes"
+
+
+def test_a_history_does_not_grow_without_end(ledger: Ledger) -> None:
+    (task_id,) = submit(ledger).tasks[FUNCTION]
+    for number in range(60):
+        ledger.record_states(ENDPOINT, {task_id: [at(1000 + number, "running", f"{number} " + "x" * 5000)]})
+    ledger.record_results(ENDPOINT, [success(task_id)])
+
+    (row,) = ledger.tasks([task_id])
+    assert len(row.history) < history.MAX_CHARACTERS + 2 * history.MAX_NOTE_CHARACTERS
+    assert history.read(row.history)[-1][0] == "success"
+
+
 def test_an_agent_cannot_end_a_task_by_a_state_nor_move_one_that_has_ended(ledger: Ledger) -> None:
     first, second = submit(ledger, 2).tasks[FUNCTION]
     ledger.record_results(ENDPOINT, [success(first)])
@@ -362,15 +439,45 @@ def test_tasks_are_listed_newest_first_in_pages_and_by_any_filter(ledger: Ledger
     ledger.record_results(ENDPOINT, [Result(failed, "trace", error_details=ErrorDetails("RemoteExecutionError", "no"))])
 
     first_page = ledger.list_tasks(OWNER, TaskFilter(), before=None, limit=4)
-    second_page = ledger.list_tasks(OWNER, TaskFilter(), before=first_page[-1].seq, limit=4)
+    second_page = ledger.list_tasks(OWNER, TaskFilter(), before=first_page.next, limit=4)
 
-    assert [row.id for row in (*first_page, *second_page)] == [failed, *reversed(ids)]
+    assert [row.id for row in (*first_page.rows, *second_page.rows)] == [failed, *reversed(ids)]
     only = {
         "state": TaskFilter(state=TaskState.FAILED),
         "function": TaskFilter(function_id=OTHER_FUNCTION),
-        "time": TaskFilter(created_after=first_page[1].created_at),
+        "time": TaskFilter(created_after=first_page.rows[1].created_at),
     }
     for wanted in only.values():
-        assert [row.id for row in ledger.list_tasks(OWNER, wanted, before=None, limit=9)] == [failed]
-    assert ledger.list_tasks(str(uuid.uuid4()), TaskFilter(), before=None, limit=9) == []
-    assert ledger.list_tasks(OWNER, TaskFilter(created_before=1.0), before=None, limit=9) == []
+        assert [row.id for row in ledger.list_tasks(OWNER, wanted, before=None, limit=9).rows] == [failed]
+    assert ledger.list_tasks(str(uuid.uuid4()), TaskFilter(), before=None, limit=9).rows == []
+    assert ledger.list_tasks(OWNER, TaskFilter(created_before=1.0), before=None, limit=9).rows == []
+
+
+def test_a_listing_looks_through_so_many_tasks_and_says_where_to_go_on(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farcall_webservice.ledger.reading.LOOKED_THROUGH", 3)
+    (oldest, *_) = submit(ledger, 7).tasks[FUNCTION]
+    ledger.record_results(None, [Result(oldest, "no", error_details=ErrorDetails("X", "no"))])
+    wanted, pages = TaskFilter(state=TaskState.FAILED), []
+
+    page = ledger.list_tasks(OWNER, wanted, before=None, limit=2)
+    while page.next is not None:
+        pages.append(page)
+        page = ledger.list_tasks(OWNER, wanted, before=page.next, limit=2)
+
+    assert [len(each.rows) for each in pages] == [0, 0]
+    assert [row.id for row in page.rows] == [oldest]
+
+
+def test_of_very_many_unfinished_tasks_those_held_back_are_counted_by_submission(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farcall_webservice.ledger.reading.COUNTED", 4)
+    first = submit(ledger, 2)
+    ledger.mark_dispatched([first.request_id])
+    held = submit(ledger, 3)
+    ledger.hold_back([held.request_id])
+    submit(ledger, 4)
+
+    assert ledger.count_unfinished(ENDPOINT) == 9

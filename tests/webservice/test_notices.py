@@ -10,7 +10,7 @@ from servers import PrivatePostgres
 
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.database import Database
-from farcall_webservice.notices import GROUPS_PER_NOTICE, Listener, announce
+from farcall_webservice.notices import IDS_PER_NOTICE, Listener, announce
 from farcall_webservice.waiting import Waiting
 
 TIMEOUT_S = 30
@@ -49,7 +49,7 @@ def test_those_who_wait_for_a_group_are_woken_and_others_are_not(database: Datab
 
 
 def test_more_groups_than_fit_into_a_notice_are_all_told(database: Database, waiting: Waiting) -> None:
-    groups = [str(uuid.uuid4()) for _ in range(2 * GROUPS_PER_NOTICE + 1)]
+    groups = [str(uuid.uuid4()) for _ in range(2 * IDS_PER_NOTICE + 1)]
 
     with waiting.listen(groups[0]) as first, waiting.listen(groups[-1]) as last:
         tell(database, *groups)

@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import parse_qs, urlsplit
 
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 
 PASSWORD = "correct horse"
 FREE_ATTEMPTS = guessing.OF_NAME.free_attempts
+
+
+@pytest.fixture(autouse=True)
+def now(monkeypatch: pytest.MonkeyPatch) -> float:
+    """For whoever guesses time stands still: on a slow machine the wait would be over before the next guess."""
+    now = time.time()
+    monkeypatch.setattr(guessing, "time", SimpleNamespace(time=lambda: now))
+    return now
 
 
 @pytest.fixture
@@ -307,7 +316,7 @@ def test_a_login_by_a_token_goes_on_no_longer_than_the_token(service: Service, b
 
 
 def test_after_some_failures_each_one_makes_the_next_wait_longer(
-    service: Service, browser: Browser, ada_by_password: Person
+    service: Service, browser: Browser, ada_by_password: Person, now: float
 ) -> None:
     for _ in range(FREE_ATTEMPTS):
         assert browser.log_in("ada", "wrong").status_code == 403
@@ -319,7 +328,7 @@ def test_after_some_failures_each_one_makes_the_next_wait_longer(
     # A token cannot be guessed.
     assert browser.log_in("ada", ada_by_password.token).status_code == 303
     with service.database.writing() as connection:
-        connection.execute(update(LoginFailure).values(blocked_until=time.time() - 1))
+        connection.execute(update(LoginFailure).values(blocked_until=now - 1))
     assert browser.log_in("ada", "wrong").status_code == 403
     assert browser.log_in("ada", PASSWORD).headers["Retry-After"] == "4"
 

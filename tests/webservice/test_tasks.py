@@ -63,6 +63,41 @@ def test_submitted_tasks_are_answered_in_order_and_handed_to_the_dispatcher(
     assert service.outbox.sent[0].options == {"resource_specification": {"num_nodes": 2}, "result_serializers": ["x.Y"]}
 
 
+def test_retries_and_a_timeout_go_with_the_tasks(service: Service, ada: Person) -> None:
+    endpoint_id, function_id = ada.endpoint(metadata={"accepts": ["task_batch"]}), ada.function()
+    options = {"max_retries": 0, "timeout_s": 2.5}
+
+    receipt = ada.submit(endpoint_id, function_id, **options)
+    old = {"tasks": [[function_id, endpoint_id, PAYLOAD]], **options}
+    ada.post("/v2/submit", old).done()
+
+    assert "ha_warning" not in receipt
+    assert [task.options for task in service.outbox.sent] == [options, options]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"max_retries": wrong} for wrong in (-1, 1.5, "1", True)),
+        *({"timeout_s": wrong} for wrong in (0, -1, "x", 1e300)),
+    ],
+)
+def test_retries_and_timeouts_that_mean_nothing_are_refused(place: Place, wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+
+    message = place.try_to_submit({"tasks": {place.function_id: [PAYLOAD]}, **wrong}).refused(
+        422, "SEMANTICALLY_INVALID"
+    )
+
+    assert name in message
+
+
+def test_an_endpoint_that_knows_no_retries_is_warned_of(place: Place) -> None:
+    receipt = place.submit(max_retries=1)
+
+    assert "does not know max_retries" in receipt["ha_warning"]
+
+
 def test_a_task_group_goes_on_over_several_requests(ada: Person, place: Place) -> None:
     first = place.submit()
 

@@ -14,7 +14,9 @@ from sqlalchemy.sql import ColumnElement
 
 from farcall_webservice.auth import Caller
 from farcall_webservice.errors import ApiError, forbidden, not_found
+from farcall_webservice.extensions import services
 from farcall_webservice.ledger import IDS_PER_QUERY, Ledger
+from farcall_webservice.ledger.removing import days
 from farcall_webservice.models import Endpoint, Function
 
 # Made once: every submit runs them, and putting them together costs more than running them.
@@ -99,16 +101,24 @@ def check_task_group(ledger: Ledger, caller: Caller, task_group_id: str) -> None
     """Raise :class:`ApiError` unless the task group is the caller's."""
     owner_id = ledger.task_group_owner(task_group_id)
     if owner_id is None:
-        raise not_found("TASK_GROUP_NOT_FOUND", f"Task group {task_group_id} not found")
+        raise unknown_group(task_group_id)
     if owner_id != caller.id:
         raise forbidden("TASK_GROUP_ACCESS_FORBIDDEN", f"Task group {task_group_id} belongs to somebody else")
+
+
+def unknown_group(task_group_id: str) -> ApiError:
+    return not_found("TASK_GROUP_NOT_FOUND", f"Task group {task_group_id} not found{_removed()}")
+
+
+def _removed() -> str:
+    return f": tasks and their results are removed {days(services().config.result_lifetime_s)} after their end"
 
 
 def owned_task(ledger: Ledger, caller: Caller, task_id: str) -> Row[Any]:
     """The task's row, for its owner."""
     rows = ledger.tasks([task_id])
     if not rows:
-        raise not_found("TASK_NOT_FOUND", f"Task {task_id} not found")
+        raise not_found("TASK_NOT_FOUND", f"Task {task_id} not found{_removed()}")
     if rows[0].owner_id != caller.id:
         raise forbidden("TASK_ACCESS_FORBIDDEN", f"Task {task_id} belongs to somebody else")
     return rows[0]

@@ -7,7 +7,7 @@ import uuid
 from flask import Flask, Response, g, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from farcall_webservice import auth, docs, endpoints, functions, meta, tasks
+from farcall_webservice import auth, cancelling, docs, endpoints, functions, logs, meta, tasks
 from farcall_webservice.accounts import KEY as ACCOUNTS_KEY
 from farcall_webservice.accounts import Accounts
 from farcall_webservice.config import ServiceConfig
@@ -26,6 +26,8 @@ BLUEPRINTS = (
     functions.blueprint,
     endpoints.blueprint,
     tasks.blueprint,
+    cancelling.blueprint,
+    logs.blueprint,
     routes.blueprint,
     pages.blueprint,
 )

@@ -48,6 +48,10 @@ AWAITED_S = 60.0
 MOST_ATTEMPTS = 5
 #: A task that was sent so often, and lost each time with the child that took it, is not sent again.
 MOST_SENDS = 3
+_LOST_TOO_OFTEN = (
+    f"This task was sent {MOST_SENDS} times to a user endpoint that ended before it had answered. "
+    "It may be what ends it, so it is not sent again"
+)
 #: A child without a connection may be about to make a new one. When there is none after so long, it is not.
 SECOND_LOOK_S = 15.0
 #: How long a first look counts: nobody may have looked since.
@@ -210,9 +214,11 @@ class Children:
             return None
         # When its parent was stopped or died, no task of the child's is to blame.
         were_lost = child.phase != Phase.AWAITED and child.parent_registered_at < (child.last_heartbeat_at or 0)
-        hopeless = [task_id for task_id, times in sent.items() if were_lost and times >= MOST_SENDS]
+        hopeless = {task_id: _LOST_TOO_OFTEN for task_id, times in sent.items() if were_lost and times >= MOST_SENDS}
+        if were_lost:
+            hopeless |= self._ledger.hopeless(sent.keys() - hopeless.keys(), were_taken=True)
         news = self._fail_lost(hopeless) if hopeless else set()
-        again = self._ledger.resend(list(sent.keys() - hopeless), as_lost=were_lost)
+        again = self._ledger.resend(list(sent.keys() - hopeless.keys()), as_lost=were_lost)
         log.info("starting user endpoint %s of endpoint %s; %d tasks wait for it", child_id, child.parent_id, len(sent))
         user = foreign.Identity(child.owner_id, child.owner_name)
         command = foreign.start_command(child.parent_id, child_id, user, child.user_endpoint_config or {}, url)
@@ -241,12 +247,10 @@ class Children:
         self._look_again(child.id, wait_s)
         return None
 
-    def _fail_lost(self, task_ids: Sequence[str]) -> set[str]:
-        reason = (
-            f"This task was sent {MOST_SENDS} times to a user endpoint that ended before it had answered. "
-            "It may be what ends it, so it is not sent again"
-        )
-        failures = [Result(task_id, reason, error_details=ErrorDetails(LOST, reason)) for task_id in task_ids]
+    def _fail_lost(self, reasons: Mapping[str, str]) -> set[str]:
+        failures = [
+            Result(task_id, reason, error_details=ErrorDetails(LOST, reason)) for task_id, reason in reasons.items()
+        ]
         return self._ledger.record_results(None, failures)
 
     def _take_on(self, child: Row[Any], now: float) -> bool:

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from farcall_webservice.cli_common import DatabaseUrl, Home, clear_errors, configuration, open_database
+from farcall_webservice.cli_common import BrokerUrl, DatabaseUrl, Home, clear_errors, configuration, open_database
+from farcall_webservice.cli_dead_letters import dead_letters
 from farcall_webservice.cli_people import client, group, token, user
 
 app = typer.Typer(
@@ -23,12 +24,10 @@ app.add_typer(user, name="user")
 app.add_typer(token, name="token")
 app.add_typer(client, name="client")
 app.add_typer(group, name="group")
+app.add_typer(dead_letters, name="dead-letters")
 
 Host = Annotated[str | None, typer.Option(help="The address to listen on [FARCALL_HOST, else 127.0.0.1].")]
 Port = Annotated[int | None, typer.Option(help="The port to listen on; 0 = any free one [FARCALL_PORT, else 5000].")]
-BrokerUrl = Annotated[
-    str | None, typer.Option(help="[FARCALL_BROKER_URL, else a broker of its own] redis://... or amqp://...")
-]
 BrokerAdminUrl = Annotated[
     str | None,
     typer.Option(

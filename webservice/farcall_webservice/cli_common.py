@@ -21,6 +21,9 @@ DatabaseUrl = Annotated[
     str | None,
     typer.Option(help="[FARCALL_DATABASE_URL, else a SQLite file in the home] sqlite:///... or postgresql://..."),
 ]
+BrokerUrl = Annotated[
+    str | None, typer.Option(help="[FARCALL_BROKER_URL, else a broker of its own] redis://... or amqp://...")
+]
 
 
 def configuration(**options: Any) -> ServiceConfig:

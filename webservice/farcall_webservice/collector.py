@@ -1,7 +1,8 @@
 """Brings results and heartbeats from the broker into the ledger, and wakes whoever waits.
 
 Each round takes what the broker has at hand, writes it in few transactions, and only then acknowledges it. Should the
-collector die in between, the messages come again and the ledger's first result wins.
+collector die in between, the messages come again and the ledger's first result wins. What cannot be used is set aside
+among the dead letters, and never comes again.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ import socket
 import threading
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 from kombu import Connection, Consumer, Message
 
 from farcall import wire
 from farcall.errors import WireError
-from farcall_webservice import queues
+from farcall_webservice import dead_letters, queues
 from farcall_webservice.accounts import SharedAccount
 from farcall_webservice.children import Children
 from farcall_webservice.database import UNAVAILABLE, Database, cause_of
+from farcall_webservice.dead_letters import Letter
 from farcall_webservice.dispatch import Dispatcher
 from farcall_webservice.fields import uuid_text
 from farcall_webservice.ledger import Ledger
-from farcall_webservice.reports import Reports
+from farcall_webservice.reports import Reports, UnknownEndpoint
 from farcall_webservice.surviving import FIRST_PAUSE_S, LONGEST_PAUSE_S, keep_at
 from farcall_webservice.waiting import Waiting
 
@@ -36,6 +39,49 @@ BYTES_PER_ROUND = 32 * 1024 * 1024
 LINGER_S = 0.0005
 #: A message larger than this most likely holds many results.
 LONE_RESULT_BYTES = 2000
+
+
+@dataclass
+class _Round:
+    """What one round has received, by sender, and what of it is of no use."""
+
+    output: dict[str, list[wire.Output]] = field(default_factory=lambda: defaultdict(list))
+    results: dict[str, list[wire.Result]] = field(default_factory=lambda: defaultdict(list))
+    reports: dict[str, list[wire.StatusReport]] = field(default_factory=lambda: defaultdict(list))
+    letters: list[Letter] = field(default_factory=list)
+
+    def add(self, message: Message) -> None:
+        routing_key = str(message.delivery_info.get("routing_key") or "")
+        # What somebody has put onto the queue past its exchange names the queue there.
+        queue = str(message.delivery_info.get("exchange") or routing_key)
+        sender = uuid_text(queues.endpoint_id_of(routing_key))
+        body = _body(message)
+        try:
+            content = wire.decode(body)
+        except WireError as error:
+            self.set_aside(body, str(error), queue, sender or routing_key)
+            return
+        if sender is None:
+            self.set_aside(body, "it does not say which endpoint sent it", queue, routing_key)
+        elif isinstance(content, wire.Result):
+            self.results[sender].append(content)
+        elif isinstance(content, wire.ResultBatch):
+            self.results[sender].extend(content.results)
+        elif isinstance(content, wire.OutputBatch):
+            self.output[sender].extend(content.pieces)
+        elif isinstance(content, wire.StatusReport) and content.endpoint_id == sender:
+            self.reports[sender].append(content)
+        elif isinstance(content, wire.StatusReport):
+            self.set_aside(body, "it is a report in the name of another endpoint", queue, sender)
+        elif isinstance(content, wire.DeadLetter):
+            self.letters.append(
+                Letter.of(content.body, reason=content.reason, queue=content.queue, sender=sender, size=content.size)
+            )
+        else:
+            self.set_aside(body, f"a {type(content).__name__} does not belong here", queue, sender)
+
+    def set_aside(self, body: bytes, reason: str, queue: str, sender: str) -> None:
+        self.letters.append(Letter.of(body, reason=reason, queue=queue, sender=sender))
 
 
 class Collector:
@@ -100,7 +146,8 @@ class Collector:
         self._received.clear()
         with Consumer(
             connection.default_channel,
-            queues=[queues.RESULTS, queues.HEARTBEATS],
+            # In this order: while the second one is asked for, all that is allowed of the first one may arrive.
+            queues=[queues.HEARTBEATS, queues.RESULTS],
             on_message=self._received.append,
             prefetch_count=MESSAGES_PER_ROUND,
         ):
@@ -117,8 +164,7 @@ class Collector:
                     busy = len(self._received) > 1 or len(self._received[0].body) > LONE_RESULT_BYTES
                     self._record(self._received)
                     for message in self._received:
-                        if not message.acknowledged:
-                            message.ack()
+                        message.ack()
                     self._received.clear()
 
     def _has_room(self) -> bool:
@@ -126,42 +172,24 @@ class Collector:
         return len(self._received) < MESSAGES_PER_ROUND and size < BYTES_PER_ROUND
 
     def _record(self, messages: Sequence[Message]) -> None:
-        results: dict[str, list[wire.Result]] = defaultdict(list)
-        reports: dict[str, list[wire.StatusReport]] = defaultdict(list)
+        received = _Round()
         for message in messages:
-            sender = uuid_text(queues.endpoint_id_of(message.delivery_info.get("routing_key") or ""))
-            try:
-                content = wire.decode(_body(message))
-            except WireError as error:
-                log.warning("discarded a message of %s: %s", sender or "an unknown sender", error)
-                message.reject()
-                continue
-            if sender is None:
-                log.warning("discarded a %s of an unknown sender", type(content).__name__)
-                message.reject()
-            elif isinstance(content, wire.Result):
-                results[sender].append(content)
-            elif isinstance(content, wire.ResultBatch):
-                results[sender].extend(content.results)
-            elif isinstance(content, wire.StatusReport) and content.endpoint_id == sender:
-                reports[sender].append(content)
-            else:
-                log.warning("discarded a message of %s: a %s does not belong here", sender, type(content).__name__)
-                message.reject()
-        for sender, some in results.items():
-            self._record_results(sender, some)
-        for sender, said in reports.items():
-            try:
-                self._reports.note(sender, said)
-            except UNAVAILABLE:
-                raise
-            except Exception:
-                # The next report comes in seconds; this one must not keep others' results waiting until then.
-                log.exception("a report of endpoint %s cannot be noted", sender)
+            received.add(message)
+        # Before the results: who reads what a task prints is told that this is all once it has ended.
+        for sender, pieces in received.output.items():
+            self._record_output(sender, pieces, received)
+        for sender, results in received.results.items():
+            self._record_results(sender, results, received)
+        for sender, reports in received.reports.items():
+            self._note_reports(sender, reports, received)
+        if received.letters:
+            dead_letters.file(self._broker_url, received.letters)
 
-    def _record_results(self, sender: str, results: Sequence[wire.Result]) -> None:
+    def _record_results(self, sender: str, results: Sequence[wire.Result], received: _Round) -> None:
+        refused: dict[str, str] = {}
         try:
-            self._tell(self._ledger.record_results(sender, results))
+            self._tell(self._ledger.record_results(sender, results, refused=refused))
+            self._dispatcher.heed(sender, held=False)
         except UNAVAILABLE:
             # The database cannot be used now. All of it will come again.
             raise
@@ -169,16 +197,53 @@ class Collector:
             # One result that cannot be written must not keep all others from being.
             if len(results) > 1:
                 for result in results:
-                    self._record_results(sender, [result])
+                    self._record_results(sender, [result], received)
                 return
-            log.exception("the result of task %s of endpoint %s cannot be written", results[0].task_id, sender)
-            # Without the statement and its parameters, which are the service's own affair.
-            cause = cause_of(error)
-            reason = f"The endpoint sent a result that cannot be kept: {type(cause).__name__}: {cause}"
-            failure = wire.Result(
-                results[0].task_id, reason, error_details=wire.ErrorDetails("MALFORMED_RESULT", reason)
-            )
+            self._give_up(sender, results[0], error, received)
+            return
+        for result in results if refused else ():
+            if result.task_id in refused:
+                received.set_aside(wire.encode(result), refused[result.task_id], queues.RESULTS.name, sender)
+
+    def _give_up(self, sender: str, result: wire.Result, error: Exception, received: _Round) -> None:
+        """Fail the task of a result that cannot be written, and set the result aside."""
+        log.error("a result of task %s of endpoint %s cannot be written", result.task_id, sender, exc_info=error)
+        # Without the statement and its parameters, which are the service's own affair.
+        cause = cause_of(error)
+        reason = f"The endpoint sent a result that cannot be kept: {type(cause).__name__}: {cause}"
+        received.set_aside(wire.encode(result), reason, queues.RESULTS.name, sender)
+        failure = wire.Result(result.task_id, reason, error_details=wire.ErrorDetails("MALFORMED_RESULT", reason))
+        try:
             self._tell(self._ledger.record_results(sender, [failure]))
+        except UNAVAILABLE:
+            raise
+        except Exception:
+            log.exception("nor can it be written that task %s has failed", result.task_id)
+
+    def _record_output(self, sender: str, pieces: Sequence[wire.Output], received: _Round) -> None:
+        try:
+            self._waiting.wake(self._ledger.record_output(sender, pieces))
+        except UNAVAILABLE:
+            raise
+        except Exception as error:
+            log.exception("what tasks of endpoint %s have printed cannot be kept", sender)
+            reason = f"this output cannot be kept: {cause_of(error)}"
+            received.set_aside(wire.encode(wire.OutputBatch(pieces)), reason, queues.RESULTS.name, sender)
+
+    def _note_reports(self, sender: str, reports: Sequence[wire.StatusReport], received: _Round) -> None:
+        try:
+            self._reports.note(sender, reports)
+            return
+        except UNAVAILABLE:
+            raise
+        except UnknownEndpoint as error:
+            reason = str(error)
+        except Exception as error:
+            # The next report comes in seconds; this one must not keep others' results waiting until then.
+            log.exception("a report of endpoint %s cannot be noted", sender)
+            reason = f"this report cannot be noted: {cause_of(error)}"
+        for report in reports:
+            received.set_aside(wire.encode(report), reason, queues.HEARTBEATS.name, sender)
 
     def _tell(self, task_group_ids: Collection[str]) -> None:
         self._waiting.wake(task_group_ids)

@@ -56,6 +56,12 @@ class ServiceConfig:
     max_request_bytes: int = 16 * MEGABYTE
     #: Tasks in one request.
     max_batch_tasks: int = 10_000
+    #: Of what a task prints, the last characters that are kept of each stream.
+    max_log_characters: int = 256 * 1024
+    #: How long a task is kept after its end, with its result.
+    result_lifetime_s: int = 30 * 86_400
+    #: A task that nothing is heard of for so long is given up.
+    task_lifetime_s: int = 14 * 86_400
     #: The longest that a request may wait for news.
     max_wait_s: float = 25.0
 
@@ -168,5 +174,8 @@ _WHOLE_NUMBERS = {
     "max_batch_bytes": 1024 * MEGABYTE,
     "max_request_bytes": 1024 * MEGABYTE,
     "max_batch_tasks": 100_000,
+    "max_log_characters": 64 * MEGABYTE,
+    "result_lifetime_s": 36_500 * 86_400,
+    "task_lifetime_s": 36_500 * 86_400,
     "access_token_s": 365 * 86_400,
 }

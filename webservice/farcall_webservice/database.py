@@ -8,8 +8,10 @@ time; whoever locks several rows locks them in the order of their ids, so that n
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.exc import DisconnectionError, InterfaceError, OperationalError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from farcall.errors import ConfigurationError
@@ -42,8 +44,17 @@ POSTGRES_CONNECTION = {
     "tcp_user_timeout": "60000",
     "application_name": "farcall",
 }
+#: That something could be written is true for so long.
+TRIED_FOR_S = 5.0
+#: As much as a submission of some tasks: a little fits where that does not.
+HEALTH_BYTES = 64 * 1024
+#: PostgreSQL's code for a disk without room.
+POSTGRES_DISK_FULL = "53100"
 #: The lock under which one process at a time changes the schema. Any number, as long as it stays the same.
 MIGRATION_LOCK = 0x0FA2CA11
+
+_NOTE_HEALTH = text("UPDATE secrets SET value = :value WHERE name = :name")
+_FIRST_HEALTH = text("INSERT INTO secrets (name, value) VALUES (:name, :value) ON CONFLICT DO NOTHING")
 
 
 class Database:
@@ -73,6 +84,7 @@ class Database:
             raise ConfigurationError(
                 f"this database needs the module {error.name}: pip install 'farcall-webservice[postgres]'"
             ) from error
+        self._tried_until = 0.0
         self._writer = self.engine.execution_options(farcall_writes=True)
         self._reader = self.engine
         if self.is_sqlite:
@@ -134,13 +146,35 @@ class Database:
         with self.reading() as connection:
             connection.execute(text("SELECT 1"))
 
+    def try_writing(self) -> None:
+        """Raise SQLAlchemy's error if nothing can be written, as on a full disk. Tried anew only now and then."""
+        if time.monotonic() < self._tried_until:
+            return
+        row = {"name": "written-for-health", "value": os.urandom(HEALTH_BYTES // 2).hex()}
+        with self.writing() as connection:
+            if not connection.execute(_NOTE_HEALTH, row).rowcount:
+                connection.execute(_FIRST_HEALTH, row)
+        self._tried_until = time.monotonic() + TRIED_FOR_S
+
+    def checkpoint(self) -> None:
+        """Let a SQLite file hold all that was committed, also without the log of changes beside it."""
+        if self.is_sqlite:
+            with self.reading() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def close(self) -> None:
         self.engine.dispose()
 
 
+def is_full(error: Exception) -> bool:
+    """Whether it is for want of room on its disk that the database cannot be used."""
+    cause = cause_of(error)
+    return getattr(cause, "sqlstate", None) == POSTGRES_DISK_FULL or "disk is full" in str(cause)
+
+
 def cause_of(error: Exception) -> BaseException:
     """What the driver said, without SQLAlchemy's account of the statement and its parameters."""
-    return error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return error.orig if isinstance(error, StatementError) and error.orig is not None else error
 
 
 def _unless_given(defaults: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, str]:
@@ -162,7 +196,8 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     # An answered submit must survive a power cut, so each commit reaches the disk.
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA busy_timeout = 30000")
-    cursor.execute("PRAGMA cache_size = -65536")
+    # Of each connection. What is written stands together at the ends of the tables, and the system keeps the rest.
+    cursor.execute("PRAGMA cache_size = -8192")
     cursor.close()
 
 

@@ -14,9 +14,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
 
-from amqp.exceptions import PreconditionFailed
 from kombu import Connection
 
 from farcall import wire
@@ -27,20 +25,18 @@ from farcall_webservice.children import Children
 from farcall_webservice.database import UNAVAILABLE, Database, cause_of
 from farcall_webservice.forward import Forwarder
 from farcall_webservice.ledger import Ledger, Outgoing
-from farcall_webservice.publisher import NotTaken, Publisher
+from farcall_webservice.one_by_one import OneByOne
+from farcall_webservice.publisher import Publisher
 from farcall_webservice.starting import Starter
 from farcall_webservice.surviving import LONGEST_PAUSE_S, keep_at
+from farcall_webservice.window import Window
 
 log = logging.getLogger(__name__)
 
-TOO_LARGE = "TASK_TOO_LARGE"
 #: So much of what is to be sent is held in memory; beyond that it is read from the ledger when its turn comes.
 CHARACTERS_HELD = 64 * 1024 * 1024
 #: What others may take over so soon is not published from memory.
 CLAIM_LEFT_S = 5.0
-#: A submission that the broker did not take is tried again after so long, and longer each time.
-FIRST_ASIDE_S, LONGEST_ASIDE_S = 5.0, 600.0
-ASIDES_REMEMBERED = 10_000
 #: So many commands are kept for a broker that is away, and for so long.
 COMMANDS_KEPT, COMMAND_KEPT_S = 1000, 60.0
 #: What was published is noted in the ledger when nothing was to be sent for so long, or when so many have gathered.
@@ -102,9 +98,8 @@ class Dispatcher:
         self._found_last: set[str] = set()
         #: Whether what was published together failed; one of the oldest submissions may be why.
         self._careful = False
-        #: For how long submissions were set aside the last time, and when to look whether one's time is over.
-        self._asides: dict[str, float] = {}
-        self._look_again_at = math.inf
+        self._one_by_one = OneByOne(ledger, self._messages, self._tell)
+        self._window = Window(ledger, self._catalogue, alone=alone)
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
 
@@ -131,6 +126,15 @@ class Dispatcher:
             self._keep(list(outgoing))
             self._changed.notify()
 
+    def heed(self, runner_id: str, *, held: bool) -> None:
+        """There is news of an endpoint for which something may be held back: see soon whether it may go out.
+
+        ``held`` says that something is.
+        """
+        with self._changed:
+            if self._window.heed(runner_id, held=held):
+                self._changed.notify()
+
     def forward(self, task_group_ids: Iterable[str]) -> None:
         """Publish new results of these groups soon, where the groups have queues; they are committed already."""
         if self._has_group_queues:
@@ -147,6 +151,8 @@ class Dispatcher:
     def command(self, endpoint_id: str, command: wire.Command) -> None:
         """Tell an agent something. A command is lost with the process; what it asks for is enforced elsewhere too."""
         with self._changed:
+            if any(pending[:2] == (endpoint_id, command) for pending in self._commands):
+                return
             self._commands.append((endpoint_id, command, time.monotonic()))
             self._changed.notify()
 
@@ -184,6 +190,7 @@ class Dispatcher:
     def _publish_until_stopped(self, connection: Connection) -> None:
         self._publisher = Publisher(connection)
         self._mark()
+        self._window.recall()
         if self._has_group_queues:
             self._forwarder.use(connection)
             self.forward(self._forwarder.behind())
@@ -199,8 +206,11 @@ class Dispatcher:
             if self._backlog and not outgoing:
                 self._mark()
                 outgoing = self._take_backlog()
+            released = self._let_go_if_due()
+            outgoing = [*released, *self._window.admit(outgoing)]
             if outgoing and self._careful:
-                self._publish_one_by_one(connection, outgoing)
+                self._publisher = self._one_by_one.publish(connection, self._publisher, outgoing)
+                self._careful = False
             elif outgoing:
                 self._publish(outgoing)
             self._look_at(children)
@@ -216,10 +226,16 @@ class Dispatcher:
             if self._stopping and not outgoing and not commands and not news:
                 return
 
+    def _let_go_if_due(self) -> list[Outgoing]:
+        if self._window.next_due() > time.monotonic():
+            return []
+        self._mark()
+        return list(self._window.let_go())
+
     def _sweep_if_due(self) -> None:
         now = time.monotonic()
-        if now >= self._look_again_at:
-            self._look_again_at = math.inf
+        if now >= self._one_by_one.look_again_at:
+            self._one_by_one.look_again_at = math.inf
             self._backlog = True
         if not self._alone and now >= self._next_sweep:
             self._next_sweep = now + SWEEP_S
@@ -239,7 +255,12 @@ class Dispatcher:
         return max(0.0, min(longest, self._next_due() - time.monotonic()))
 
     def _next_due(self) -> float:
-        return min(self._look_again_at, self._forwarder.next_due(), *self._to_look_after.values())
+        return min(
+            self._one_by_one.look_again_at,
+            self._window.next_due(),
+            self._forwarder.next_due(),
+            *self._to_look_after.values(),
+        )
 
     def _take_due_children(self) -> list[str]:
         now = time.monotonic()
@@ -253,6 +274,7 @@ class Dispatcher:
         if self._unmarked:
             self._ledger.mark_dispatched(self._unmarked)
             self._unmarked = []
+        self._window.marked()
 
     def _keep(self, outgoing: Sequence[Outgoing]) -> None:
         self._outgoing += outgoing
@@ -295,66 +317,15 @@ class Dispatcher:
         self._careful = True
         for runner_id, tasks in by_runner.items():
             queue = queues.tasks_queue(runner_id)
-            for message in self._messages(runner_id, tasks):
+            for message in self._messages(self._publisher, runner_id, tasks):
                 self._publisher.publish(queue, message.body, message.headers)
         self._publisher.confirm()
         self._careful = False
         self._unmarked += [batch.submission_id for batch in outgoing]
 
-    def _publish_one_by_one(self, connection: Connection, outgoing: Sequence[Outgoing]) -> None:
-        """Publish after a failure: so that none is repeated for another one's sake, and what cannot go is set aside."""
-        for batch in outgoing:
-            try:
-                self._publish_alone(connection, batch)
-            except (*UNAVAILABLE, TimeoutError, BlockingIOError):
-                # No submission is to blame.
-                raise
-            except Exception as error:
-                pause = self._set_aside(batch)
-                log.warning("submission %s cannot be published now, and waits %d s", batch.submission_id, pause)
-                if not isinstance(error, (*connection.channel_errors, NotTaken)):
-                    raise
-                log.warning("the broker does not take it: %s", error)
-                self._publisher = Publisher(connection)
-            else:
-                self._ledger.mark_dispatched([batch.submission_id])
-        self._careful = False
-
-    def _publish_alone(self, connection: Connection, batch: Outgoing) -> None:
-        queue = queues.tasks_queue(batch.runner_id)
-        for message in self._messages(batch.runner_id, batch.tasks):
-            try:
-                self._publisher.publish(queue, message.body, message.headers)
-                self._publisher.confirm()
-            except PreconditionFailed as error:
-                if "message size" not in str(error.message):
-                    raise
-                self._publisher = Publisher(connection)
-                if len(message.task_ids) == 1:
-                    self._fail_too_large(message.task_ids[0], str(error.message))
-                for task in batch.tasks if len(message.task_ids) > 1 else ():
-                    if task.task_id in message.task_ids:
-                        self._publish_alone(connection, replace(batch, tasks=[task]))
-
-    def _set_aside(self, batch: Outgoing) -> float:
-        if len(self._asides) >= ASIDES_REMEMBERED:
-            self._asides.clear()
-        pause = min(2 * self._asides.get(batch.submission_id, FIRST_ASIDE_S / 2), LONGEST_ASIDE_S)
-        self._asides[batch.submission_id] = pause
-        self._ledger.set_aside([batch.submission_id], pause)
-        self._look_again_at = min(self._look_again_at, time.monotonic() + pause + 0.1)
-        return pause
-
-    def _fail_too_large(self, task_id: str, refusal: str) -> None:
-        reason = (
-            "The broker does not take a message as large as this task with its function and arguments: put large data "
-            f"where the endpoint can read it and send its path ({refusal})"
-        )
-        log.warning("task %s is too large for the broker, and fails", task_id)
-        failure = wire.Result(task_id, reason, error_details=wire.ErrorDetails(TOO_LARGE, reason))
-        self._tell(self._ledger.record_results(None, [failure]))
-
-    def _messages(self, runner_id: str, tasks: Sequence[wire.BatchedTask]) -> Iterator[TaskMessage]:
+    def _messages(
+        self, publisher: Publisher, runner_id: str, tasks: Sequence[wire.BatchedTask]
+    ) -> Iterator[TaskMessage]:
         """Tasks for one runner as messages. A user endpoint is looked at first, whether it has to be started."""
         if not tasks:
             return
@@ -362,7 +333,7 @@ class Dispatcher:
         if runner.is_child:
             # What was published and taken may have been lost with whoever took it, so the ledger has to know of it.
             self._mark()
-            self._starter.look(self._publisher, runner_id, publishing=True)
+            self._starter.look(publisher, runner_id, publishing=True)
         yield from self._catalogue.messages(runner, tasks)
 
     def _look_at(self, child_ids: Sequence[str]) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from flask import Response
+from flask import Response, request
 from sqlalchemy import Row
 
 from farcall.wire import TaskState
+from farcall_webservice import foreign
 from farcall_webservice.fields import iso
+from farcall_webservice.ledger import history
 
 
 def answer(body: Any) -> Response:
@@ -37,13 +39,17 @@ def task_summary(row: Row[Any]) -> dict[str, Any]:
 def task_document(row: Row[Any]) -> dict[str, Any]:
     """A whole task. Whether it has a result or an exception is told by the presence of the key."""
     task = task_summary(row)
-    task["history"] = [_change(line) for line in row.history.splitlines()]
+    task["history"] = history.read(row.history)
     if row.completed_at is None:
         return task
     if row.state == TaskState.SUCCESS:
         task["result"] = row.outcome
     else:
         task["exception"] = row.outcome or f"The task ended as {row.state}"
+    if row.state == TaskState.CANCELLED:
+        task["reason"] = task["exception"]
+        if foreign.knows_no_cancelled(request.headers.get("User-Agent", "")):
+            task["status"] = TaskState.FAILED.value
     if row.exception_object is not None:
         task["exception_object"] = row.exception_object
     if row.details is not None:
@@ -61,8 +67,3 @@ def unknown_task(task_id: str) -> dict[str, Any]:
         "reason": "Unknown task id",
         "exception": f"Task {task_id} not found",
     }
-
-
-def _change(line: str) -> list[str | float]:
-    state, _, seconds = line.partition(" ")
-    return [state, float(seconds)]

@@ -18,9 +18,10 @@ from types import FrameType
 from typing import IO
 
 import waitress
+from sqlalchemy.engine import make_url
 
 from farcall.errors import ConfigurationError
-from farcall_webservice import auth, larger, listening, parts
+from farcall_webservice import auth, larger, listening, parts, soundness
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.database import UNAVAILABLE, Database, cause_of
 from farcall_webservice.errors import ApiError
@@ -63,9 +64,12 @@ def serve(config: ServiceConfig) -> None:
             config = replace(config, broker_url=broker.url)
         else:
             larger.check_broker(config.broker_url, config.queue_type)
+        _check_file(config)
         database = running.enter_context(contextlib.closing(Database(config.database_url)))
         _prepare(database)
         _let_this_account_in(config, database, url)
+        # So that tables and owner are in the file itself, and not only among its latest changes.
+        database.checkpoint()
         app = running.enter_context(parts.everything(config, database, waiting))
         server = waitress.create_server(
             app,
@@ -85,6 +89,18 @@ def serve(config: ServiceConfig) -> None:
             sys.stdout.flush()
             server.run()
         log.info("stopping")
+
+
+def _check_file(config: ServiceConfig) -> None:
+    url = make_url(config.database_url)
+    if url.get_backend_name() == "sqlite" and url.database:
+        path = Path(url.database)
+        is_own = path.parent == config.service_directory
+        soundness.check(path, was_used=is_own and _kept_credentials(config).exists())
+
+
+def _kept_credentials(config: ServiceConfig) -> Path:
+    return config.service_directory / "credentials.json"
 
 
 def _prepare(database: Database) -> None:
@@ -127,7 +143,7 @@ def _end_on_signals(waiting: Waiting) -> None:
 
 
 def _log_to(path: Path) -> None:
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=10_000_000, backupCount=3)
+    handler = _LogFile(path, maxBytes=10_000_000, backupCount=3)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     on_terminal = logging.StreamHandler()
     on_terminal.setLevel(logging.WARNING)
@@ -135,6 +151,14 @@ def _log_to(path: Path) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler, on_terminal])
     # It warns of every request that waits for a thread, which a burst does for milliseconds.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+
+
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """A log whose disk may be full. What it cannot hold is left out, and goes to the terminal if it is a warning."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- the base's name
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 def _url_host(host: str) -> str:
@@ -145,7 +169,7 @@ def _url_host(host: str) -> str:
 
 def _let_this_account_in(config: ServiceConfig, database: Database, url: str) -> None:
     """Keep the owner's token where the SDK and the endpoints of this account look for it."""
-    kept = config.service_directory / "credentials.json"
+    kept = _kept_credentials(config)
     token = _token_in(kept)
     if token is None or _user_of(database, token) is None:
         if OWNER not in (user.name for user in auth.users(database)):

@@ -53,6 +53,7 @@ _REGISTERING = (403, 404, 409, 423)
     body=EndpointRegistration,
     body_example=_EXAMPLE,
     answer=EndpointRegistered,
+    failures=(409,),
 )
 def register_endpoint(body: dict[str, Any]) -> dict[str, Any]:
     """Register a new endpoint; the service makes the id"""

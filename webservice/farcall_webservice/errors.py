@@ -10,7 +10,7 @@ from flask import Flask, Response, current_app, g, request
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
 
-from farcall_webservice.database import UNAVAILABLE, cause_of
+from farcall_webservice.database import UNAVAILABLE, cause_of, is_full
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,12 @@ def _http_message(error: HTTPException) -> str:
 def database_unavailable(error: SQLAlchemyError) -> ApiError:
     """What is answered when the database cannot be used; its cause is logged."""
     log.error("request %s: the database cannot be used: %s", g.get("request_id"), cause_of(error))
+    if is_full(error):
+        message = (
+            "The disk of the service's database is full, so nothing can be written: try again when its administrator "
+            "has made room. Nothing of this request was kept"
+        )
+        return ApiError(503, "STORAGE_FULL", message, {"Retry-After": "10"})
     return ApiError(
         503, "DATABASE_UNAVAILABLE", "The service cannot use its database now: try again", {"Retry-After": "2"}
     )

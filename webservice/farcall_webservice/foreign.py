@@ -109,6 +109,15 @@ def must_only_wait(start_error: str) -> bool:
     return "Another instance of this endpoint is running" in start_error
 
 
+def knows_no_cancelled(user_agent: str) -> bool:
+    """Whether a client is one of Globus Compute's, which waits for ever for a task whose state it does not know.
+
+    >>> knows_no_cancelled("globus-sdk-py-4.9.1/globus-compute-sdk-4.19.0"), knows_no_cancelled("farcall/0.1.0")
+    (True, False)
+    """
+    return any(name in user_agent.lower() for name in ("globus", "funcx"))
+
+
 def says_goodbye(report: wire.StatusReport) -> bool:
     """Whether the report is the last one of a process that ends."""
     return report.global_state.get("active") is False or report.global_state.get("heartbeat_period") == 0

@@ -7,10 +7,10 @@ from importlib import metadata
 from typing import Any
 
 from flask import Response, g
-from kombu.exceptions import OperationalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from farcall_webservice import auth, queues
+from farcall_webservice.database import cause_of, is_full
 from farcall_webservice.documents import answer
 from farcall_webservice.errors import ApiError
 from farcall_webservice.extensions import services
@@ -87,9 +87,10 @@ def whoami() -> dict[str, Any]:
 def _database_state() -> str:
     try:
         services().database.ping()
+        services().database.try_writing()
     except SQLAlchemyError as error:
-        log.warning("the database cannot be used: %s", error)
-        return "fails"
+        log.warning("the database cannot be used: %s", cause_of(error))
+        return "cannot be written, since its disk is full" if is_full(error) else "fails"
     return "ok"
 
 
@@ -102,7 +103,7 @@ def _broker_state() -> str:
                 # A broker that has frozen still takes connections; whoever asks for health wants an answer.
                 connection.transport_options.update(socket_timeout=QUICKLY_S, socket_connect_timeout=QUICKLY_S)
             connection.ensure_connection(max_retries=1, interval_start=0)
-    except (OperationalError, OSError) as error:
+    except queues.errors_of(url) as error:
         log.warning("the broker cannot be reached: %s", error)
         return "fails"
     return "ok"

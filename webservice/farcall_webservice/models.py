@@ -232,6 +232,8 @@ class TaskGroup(Base):
     #: visible in their order, whoever commits first.
     last_result_seq: Mapped[int] = mapped_column(RowNumber, default=0)
 
+    __table_args__ = (Index("ix_task_groups_created", "created_at"),)
+
 
 class ResultQueue(Base):
     """That a group's results also go to a queue of the broker, and how far they have."""
@@ -256,7 +258,7 @@ class Submission(Base):
     idempotency_key: Mapped[str | None] = mapped_column(String(128))
     #: SHA-256 of what came with the key, so that a key used for something else is noticed.
     digest: Mapped[str | None] = mapped_column(String(64))
-    #: ``resource_specification`` and ``result_serializers``, where they were given.
+    #: As of :class:`farcall.wire.BatchedTask`, where any were given.
     options: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     created_at: Mapped[float] = mapped_column(Seconds)
     #: Null until the broker has confirmed the message.
@@ -264,15 +266,26 @@ class Submission(Base):
     #: The ledger (one a process) whose dispatcher is to publish it, and until when others leave it alone.
     claimed_by: Mapped[str | None] = mapped_column(Id)
     claimed_until: Mapped[float | None] = mapped_column(Seconds)
+    #: Not null while it is held back, because enough waits on the endpoint's queue. See `ledger.holding`.
+    held_at: Mapped[float | None] = mapped_column(Seconds)
+    task_count: Mapped[int | None] = mapped_column(Integer)
 
     __table_args__ = (
         UniqueConstraint("owner_id", "idempotency_key"),
         Index(
             "ix_submissions_undispatched",
             "created_at",
-            sqlite_where=text("dispatched_at IS NULL"),
-            postgresql_where=text("dispatched_at IS NULL"),
+            sqlite_where=text("dispatched_at IS NULL AND held_at IS NULL"),
+            postgresql_where=text("dispatched_at IS NULL AND held_at IS NULL"),
         ),
+        Index(
+            "ix_submissions_held",
+            "endpoint_id",
+            "created_at",
+            sqlite_where=text("held_at IS NOT NULL"),
+            postgresql_where=text("held_at IS NOT NULL"),
+        ),
+        Index("ix_submissions_created", "created_at"),
     )
 
 
@@ -294,7 +307,7 @@ class Task(Base):
     function_id: Mapped[str] = mapped_column(Id)
     payload: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(String(20))
-    #: A line a change: the state, a space, seconds since 1970.
+    #: A line a change; see `ledger.history`.
     history: Mapped[str] = mapped_column(Text)
     created_at: Mapped[float] = mapped_column(Seconds)
     changed_at: Mapped[float] = mapped_column(Seconds)
@@ -317,10 +330,53 @@ class Task(Base):
             "ix_tasks_unfinished",
             "runner_id",
             "state",
+            "seq",
             sqlite_where=text("completed_at IS NULL"),
             postgresql_where=text("completed_at IS NULL"),
         ),
+        # For what is removed when it is old enough.
+        Index(
+            "ix_tasks_inactive",
+            "changed_at",
+            sqlite_where=text("completed_at IS NULL"),
+            postgresql_where=text("completed_at IS NULL"),
+        ),
+        Index(
+            "ix_tasks_completed",
+            "completed_at",
+            sqlite_where=text("completed_at IS NOT NULL"),
+            postgresql_where=text("completed_at IS NOT NULL"),
+        ),
     )
+
+
+class Cancellation(Base):
+    """That a task has been ended from here while its agent may have it, and the agent has yet to say that it knows."""
+
+    __tablename__ = "cancellations"
+
+    task_id: Mapped[str] = mapped_column(Id, primary_key=True)
+    runner_id: Mapped[str] = mapped_column(Id)
+    created_at: Mapped[float] = mapped_column(Seconds)
+
+    __table_args__ = (
+        Index("ix_cancellations_runner", "runner_id", "created_at"),
+        Index("ix_cancellations_created", "created_at"),
+    )
+
+
+class TaskOutput(Base):
+    """A piece of what a task has printed. Pieces may overlap, and some may be missing."""
+
+    __tablename__ = "task_output"
+
+    task_id: Mapped[str] = mapped_column(Id, primary_key=True)
+    stream: Mapped[str] = mapped_column(String(6), primary_key=True)
+    #: The place of the piece's first character, counted from the task's first.
+    start: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    #: The place after its last character.
+    until: Mapped[int] = mapped_column(BigInteger)
+    text: Mapped[str] = mapped_column(Text)
 
 
 class Secret(Base):

@@ -23,17 +23,17 @@ log = logging.getLogger(__name__)
 
 CHANNEL = "farcall_results"
 #: A notice takes less than 8000 bytes; an id and the space after it take 37.
-GROUPS_PER_NOTICE = 200
+IDS_PER_NOTICE = 200
 
-_ANNOUNCE = text("SELECT pg_notify(:channel, :groups)")
+_ANNOUNCE = text("SELECT pg_notify(:channel, :ids)")
 
 
-def announce(connection: Connection, task_group_ids: Iterable[str]) -> None:
-    """Tell every process that these groups have news, once this transaction is committed. PostgreSQL only."""
-    ids = list(task_group_ids)
-    for start in range(0, len(ids), GROUPS_PER_NOTICE):
-        groups = " ".join(ids[start : start + GROUPS_PER_NOTICE])
-        connection.execute(_ANNOUNCE, {"channel": CHANNEL, "groups": groups})
+def announce(connection: Connection, ids: Iterable[str]) -> None:
+    """Tell every process that these groups or tasks have news, once this transaction is committed. PostgreSQL only."""
+    named = list(ids)
+    for start in range(0, len(named), IDS_PER_NOTICE):
+        some = " ".join(named[start : start + IDS_PER_NOTICE])
+        connection.execute(_ANNOUNCE, {"channel": CHANNEL, "ids": some})
 
 
 class Listener:

@@ -106,7 +106,8 @@ class Blueprint(SmorestBlueprint):  # type: ignore[misc]
 
         It is called with what was loaded by ``body``, ``query`` and ``headers``, in this order, and with the path's
         parameters by name. ``failures`` are the statuses beside those that every such operation can answer.
-        ``described`` goes into the operation's documentation as it is, for what somebody else's code checks.
+        ``described`` goes into the operation's documentation as it is, for what somebody else's code checks. A page
+        (``content_type``) fails with pages too, but for the failure that nobody expects.
         """
         statuses = set(failures) | {500, 503}
         if needs_token:
@@ -128,7 +129,11 @@ class Blueprint(SmorestBlueprint):  # type: ignore[misc]
             if body is not None:
                 wrapped = self.arguments(body, location="json", example=body_example)(wrapped)
             for status in sorted(statuses):
-                wrapped = self.alt_response(status, HTTPStatus(status).name)(wrapped)
+                if content_type == "application/json" or status == 500:
+                    failure = self.alt_response(status, HTTPStatus(status).name)
+                else:
+                    failure = self.alt_response(status, schema=answer, content_type=content_type)
+                wrapped = failure(wrapped)
             security: dict[str, Any] = {} if needs_token else {"security": []}
             wrapped = self.doc(operationId=id, **{**security, **(described or {})})(wrapped)
             self.route(path, methods=[method], endpoint=view.__name__)(wrapped)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from flask import Flask
 
@@ -15,6 +15,7 @@ from farcall_webservice.database import Database
 from farcall_webservice.dispatch import Dispatcher
 from farcall_webservice.ledger import Ledger
 from farcall_webservice.notices import Listener
+from farcall_webservice.sweeping import Sweeper
 from farcall_webservice.waiting import Waiting
 
 
@@ -28,7 +29,7 @@ class _Parts:
         self._broker_url = config.broker_url
         self._database = database
         self._waiting = waiting
-        self._ledger = Ledger(database)
+        self._ledger = Ledger(database, max_log_characters=config.max_log_characters)
         self._accounts = accounts.make(config, database)
         self.dispatcher = Dispatcher(
             self._broker_url, database, self._ledger, alone=alone, accounts=self._accounts, tell=waiting.wake
@@ -36,6 +37,13 @@ class _Parts:
 
     def collector(self) -> Collector:
         return Collector(self._broker_url, self._database, self._ledger, self.dispatcher, self._waiting)
+
+    def sweeper(self) -> Sweeper:
+        def tell(task_group_ids: Collection[str]) -> None:
+            self._waiting.wake(task_group_ids)
+            self.dispatcher.forward(task_group_ids)
+
+        return Sweeper(self._config, self._ledger, tell=tell, command=self.dispatcher.command)
 
     def app(self) -> Flask:
         return create_app(
@@ -47,7 +55,7 @@ class _Parts:
 def everything(config: ServiceConfig, database: Database, waiting: Waiting) -> Iterator[Flask]:
     """What one process needs to be the whole service."""
     made = _Parts(config, database, waiting, alone=True)
-    with _news(database, waiting), _running(made.dispatcher), _running(made.collector()):
+    with _news(database, waiting), _running(made.dispatcher), _running(made.collector()), _running(made.sweeper()):
         yield made.app()
 
 
@@ -65,7 +73,7 @@ def collecting(config: ServiceConfig) -> Iterator[None]:
     """What brings results in, beside other processes that do. Nobody waits for them in this one."""
     with contextlib.closing(Database(config.database_url)) as database:
         made = _Parts(config, database, Waiting(max_waiters=0), alone=False)
-        with _running(made.dispatcher), _running(made.collector()):
+        with _running(made.dispatcher), _running(made.collector()), _running(made.sweeper()):
             yield
 
 
@@ -80,7 +88,7 @@ def _news(database: Database, waiting: Waiting) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _running(part: Dispatcher | Collector | Listener) -> Iterator[None]:
+def _running(part: Dispatcher | Collector | Sweeper | Listener) -> Iterator[None]:
     part.start()
     try:
         yield

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 from flask import request
 from kombu import Queue
-from kombu.exceptions import OperationalError
 from sqlalchemy import Row, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
@@ -208,7 +207,7 @@ def _is_consumed(endpoint_id: str, config: ServiceConfig) -> bool:
     try:
         each = (queues.commands_queue(endpoint_id), queues.tasks_queue(endpoint_id))
         return any(queues.consumers(config.broker_url, queue) for queue in each)
-    except (OperationalError, OSError) as error:
+    except queues.errors_of(config.broker_url) as error:
         raise broker_unavailable(_UNREGISTERED) from error
 
 
@@ -237,7 +236,7 @@ def _declare_queues(config: ServiceConfig, endpoint_id: str) -> None:
     wanted = (queues.tasks_queue(endpoint_id), queues.commands_queue(endpoint_id), queues.RESULTS, queues.HEARTBEATS)
     try:
         queues.declare(config.broker_url, *wanted)
-    except (OperationalError, OSError) as error:
+    except queues.errors_of(config.broker_url) as error:
         raise broker_unavailable(_UNREGISTERED) from error
 
 
@@ -245,5 +244,5 @@ def _delete_queue(config: ServiceConfig, queue: Queue) -> None:
     assert config.broker_url is not None
     try:
         queues.delete(config.broker_url, queue)
-    except (OperationalError, OSError) as error:
+    except queues.errors_of(config.broker_url) as error:
         log.warning("the queue %s, which is not used any more, is still there: %s", queue.name, error)

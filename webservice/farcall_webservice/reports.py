@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 #: A message younger than this may still be on its way; see Ledger.unaccounted.
 GRACE_S = 10.0
+#: The code of a task that its endpoint has lost, and that is not sent again.
+LOST = "TASK_LOST"
 #: A user endpoint that says goodbye may take so long until it is gone.
 GOODBYE_S = 1.5
 
@@ -37,6 +39,10 @@ _HEARD_FROM = (
         last_report=bindparam("report", type_=_ENDPOINTS.c.last_report.type),
     )
 )
+
+
+class UnknownEndpoint(LookupError):
+    """A report came from an endpoint that nobody has registered."""
 
 
 class Reports:
@@ -57,12 +63,11 @@ class Reports:
         self._tell = tell
 
     def note(self, endpoint_id: str, reports: Sequence[wire.StatusReport]) -> None:
-        """Note an endpoint's reports, which came in this order."""
+        """Note an endpoint's reports, which came in this order. Raises :class:`UnknownEndpoint`."""
         with self._database.reading() as connection:
             sender = connection.execute(_SENDER, {"endpoint": endpoint_id}).one_or_none()
         if sender is None:
-            log.warning("a report came from endpoint %s, which nobody has registered", endpoint_id)
-            return
+            raise UnknownEndpoint(f"nobody has registered endpoint {endpoint_id}")
         failures = [report for report in reports if foreign.start_error(report) is not None]
         for report in failures:
             self._note_failure(sender, report)
@@ -93,6 +98,9 @@ class Reports:
         for report in reports:
             if report.task_statuses:
                 self._ledger.record_states(sender.id, report.task_statuses)
+        self._dispatcher.heed(sender.id, held=False)
+        if foreign.takes_batches(sender.details) and not foreign.says_goodbye(latest):
+            self._repeat_cancel(sender.id)
         if latest.holds is not None:
             self._reconcile(sender.id, latest.holds)
         elif sender.parent_id is not None:
@@ -102,6 +110,11 @@ class Reports:
                 self._look_after_children(sender.id)
         else:
             self._reconcile_idle(sender, latest)
+
+    def _repeat_cancel(self, endpoint_id: str) -> None:
+        """Tell an agent once more that tasks of its were cancelled; the first word may have been lost."""
+        if self._ledger.has_unconfirmed(endpoint_id, older_than_s=GRACE_S):
+            self._dispatcher.command(endpoint_id, wire.Command("cancel"))
 
     def _note_child(self, child: Row[Any], reports: Sequence[wire.StatusReport]) -> None:
         latest = reports[-1]
@@ -124,7 +137,7 @@ class Reports:
         if unaccounted.sent and self._dispatcher.queued_messages(endpoint_id) == 0:
             lost += unaccounted.sent
         if lost and not self._dispatcher.queued_results():
-            self._send_again(endpoint_id, lost)
+            self._send_again(endpoint_id, lost, were_taken=False)
 
     def _reconcile_idle(self, runner: Row[Any], latest: wire.StatusReport) -> None:
         """The same for an endpoint that does not say what it holds, but has now said twice that it has nothing to do.
@@ -139,8 +152,18 @@ class Reports:
             return
         lost = self._ledger.unaccounted(runner.id, (), grace_s=since_s + GRACE_S)
         if lost.sent and not self._dispatcher.queued_messages(runner.id) and not self._dispatcher.queued_results():
-            self._send_again(runner.id, lost.sent)
+            self._send_again(runner.id, lost.sent, were_taken=True)
 
-    def _send_again(self, endpoint_id: str, task_ids: Sequence[str]) -> None:
-        log.warning("sending %d tasks to endpoint %s again: it does not hold them", len(task_ids), endpoint_id)
-        self._dispatcher.send_again(self._ledger.resend(task_ids))
+    def _send_again(self, endpoint_id: str, task_ids: Sequence[str], *, were_taken: bool) -> None:
+        hopeless = self._ledger.hopeless(task_ids, were_taken=were_taken)
+        if hopeless:
+            log.warning("endpoint %s has lost %d tasks that are not sent again, and fail", endpoint_id, len(hopeless))
+            failures = [
+                wire.Result(task_id, reason, error_details=wire.ErrorDetails(LOST, reason))
+                for task_id, reason in hopeless.items()
+            ]
+            self._tell(self._ledger.record_results(None, failures))
+        again = [task_id for task_id in task_ids if task_id not in hopeless]
+        if again:
+            log.warning("sending %d tasks to endpoint %s again: it does not hold them", len(again), endpoint_id)
+            self._dispatcher.send_again(self._ledger.resend(again))

@@ -9,7 +9,6 @@ import contextlib
 import threading
 import time
 
-from kombu.exceptions import OperationalError
 from sqlalchemy import Table, bindparam, insert, select
 from sqlalchemy.exc import IntegrityError
 
@@ -51,7 +50,7 @@ class ResultQueues:
             return
         try:
             queues.declare(self._broker_url, queues.group_queue(owner_id, task_group_id))
-        except (OperationalError, OSError) as error:
+        except queues.errors_of(self._broker_url) as error:
             raise broker_unavailable(
                 "The service cannot reach its broker now, so it cannot make the queue of the results: try again"
             ) from error

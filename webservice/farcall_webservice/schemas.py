@@ -11,13 +11,17 @@ from typing import Any
 from marshmallow import EXCLUDE, RAISE, Schema, fields
 from marshmallow.validate import Length, OneOf, Range, Regexp
 
-from farcall.wire import TaskState
+from farcall.wire import STREAMS, TaskState
 from farcall_webservice.fields import Flag, Id, JsonObject, Moment, Payloads, Text
 
 #: PostgreSQL's and SQLite's largest integer.
 LARGEST = 2**63 - 1
+#: Thirty years.
+MOST_SECONDS = 1e9
 
 TASK_STATES = [state.value for state in TaskState]
+#: What is said of a task that is not there, among others that are.
+UNKNOWN = "unknown"
 _NEXT_PAGE = "`next` of the answer before; left out for the first page."
 EXAMPLE_ID = "0b2d9a3e-5c1f-4f6e-9d0a-7d1c1e2f3a4b"
 
@@ -43,6 +47,8 @@ class ErrorSchema(Schema):
     reason = fields.String(required=True, metadata=_said("The same as `message`, for older clients."))
     http_status_code = fields.Integer(required=True)
     error_args = fields.List(fields.String(), required=True)
+    error = fields.String(metadata=_said("Under `/auth/`: the same as `code`, as OAuth has it."))
+    error_description = fields.String(metadata=_said("Under `/auth/`: the same as `message`, as OAuth has it."))
 
 
 class PageQuery(RequestSchema):
@@ -75,6 +81,13 @@ class LimitsAnswer(Schema):
     max_request_bytes = fields.Integer(required=True, metadata=_said("Of a whole request's body."))
     max_batch_tasks = fields.Integer(required=True, metadata=_said("Tasks in one request."))
     max_wait_s = fields.Float(required=True, metadata=_said("The longest that a request is held for news."))
+    result_lifetime_s = fields.Integer(required=True, metadata=_said("How long a task is kept after its end."))
+    task_lifetime_s = fields.Integer(
+        required=True, metadata=_said("A task that nothing is heard of for so long is given up, and has failed.")
+    )
+    max_log_characters = fields.Integer(
+        required=True, metadata=_said("Of what a task prints, the last so many are kept of each stream.")
+    )
 
 
 class GroupDocument(Schema):
@@ -253,6 +266,25 @@ class SubmitHeaders(RequestSchema):
     )
 
 
+class Retries(fields.Integer):
+    """How often a task is run again whose worker or node was lost."""
+
+    def __init__(self) -> None:
+        said = "How often each task is run again whose worker or node was lost; 0: it is never started twice."
+        super().__init__(
+            strict=True, load_default=nothing, allow_none=True, validate=Range(0, 1000), metadata=_said(said)
+        )
+
+
+class Timeout(fields.Float):
+    """Seconds after which a task is stopped."""
+
+    def __init__(self) -> None:
+        said = "Seconds after which each task is stopped, and has failed."
+        positive = Range(0, MOST_SECONDS, min_inclusive=False)
+        super().__init__(load_default=nothing, allow_none=True, validate=positive, metadata=_said(said))
+
+
 class Submission(RequestSchema):
     tasks = Payloads(required=True, metadata=_said("Function id -> packed arguments, a text a task."))
     task_group_id = Id(load_default=nothing, allow_none=True, metadata=_said("One of yours; left out: a new one."))
@@ -265,6 +297,8 @@ class Submission(RequestSchema):
     result_serializers = fields.List(
         Text(validate=Length(max=1000)), load_default=nothing, allow_none=True, validate=Length(max=100)
     )
+    max_retries = Retries()
+    timeout_s = Timeout()
     user_endpoint_config = JsonObject(load_default=nothing, allow_none=True)
     user_runtime = JsonObject(load_default=nothing, allow_none=True)
 
@@ -295,6 +329,8 @@ class OldSubmission(RequestSchema):
     create_websocket_queue = Flag(
         load_default=False, allow_none=True, metadata=_said("What `create_queue` is to newer clients.")
     )
+    max_retries = Retries()
+    timeout_s = Timeout()
 
 
 class OldSubmitted(Schema):
@@ -332,13 +368,22 @@ class TaskSummary(Schema):
 class TaskDocument(TaskSummary):
     history = fields.List(
         fields.List(fields.Raw()),
-        metadata=_said("States and when each began.", example=[["received", 1700000000.5], ["success", 1700000001.25]]),
+        metadata=_said(
+            "States, when each began, and perhaps a note.",
+            example=[
+                ["received", 1700000000.5],
+                ["waiting-for-nodes", 1700000000.7, "attempt 1 of 3 ended: ..."],
+                ["success", 1700000001.25],
+            ],
+        ),
     )
     result = fields.String(metadata=_said("The serialised value; only where there is one."))
     exception = fields.String(metadata=_said("The traceback, or why the task was not run; only where it failed."))
     exception_object = fields.String(metadata=_said("The serialised exception, where it could be serialised."))
     details = fields.Dict(metadata=_said("What the worker said of itself."))
-    reason = fields.String(metadata=_said("Only of a task that the service does not know."))
+    reason = fields.String(
+        metadata=_said("Why an unfinished task waits (getTask only), or why one was cancelled or is not known.")
+    )
 
 
 class BatchStatusRequest(RequestSchema):
@@ -394,8 +439,72 @@ class TasksQuery(PageQuery):
 
 
 class TasksAnswer(Schema):
-    tasks = fields.List(fields.Nested(TaskSummary), required=True)
-    next = fields.String(required=True, allow_none=True)
+    tasks = fields.List(
+        fields.Nested(TaskSummary),
+        required=True,
+        metadata=_said("There may be fewer than `limit`, or none, although there is a next page."),
+    )
+    next = fields.String(required=True, allow_none=True, metadata=_said("What to ask for next, as `after`."))
+
+
+class CancelAnswer(Schema):
+    task_id = fields.String(required=True, metadata={"format": "uuid"})
+    status = fields.String(required=True, metadata={"enum": TASK_STATES})
+    cancelled = fields.Boolean(required=True, metadata=_said("Whether the task has ended by being cancelled."))
+    reason = fields.String(required=True, metadata=_said("What has become of it, for people."))
+
+
+class CancelManyRequest(RequestSchema):
+    task_ids = fields.List(Id(), required=True, validate=Length(max=100_000))
+
+
+class CancelledTask(CancelAnswer):
+    status = fields.String(
+        required=True, metadata={"enum": [*TASK_STATES, UNKNOWN], **_said("`unknown`: there is no such task of yours.")}
+    )
+
+
+class CancelManyAnswer(Schema):
+    results = fields.Dict(keys=fields.String(), values=fields.Nested(CancelledTask), required=True)
+
+
+class CancelGroupAnswer(Schema):
+    taskgroup_id = fields.String(required=True, metadata={"format": "uuid"})
+    cancelled = fields.Integer(required=True, metadata=_said("So many tasks this request has cancelled."))
+    ended = fields.Integer(required=True, metadata=_said("So many had ended before, in whatever way."))
+
+
+class CancellationsQuery(RequestSchema):
+    limit = fields.Integer(load_default=10_000, validate=Range(1, 10_000), metadata=_said("At most so many."))
+
+
+class CancellationsAnswer(Schema):
+    task_ids = fields.List(
+        fields.String(metadata={"format": "uuid"}), required=True, metadata=_said("Oldest cancellation first.")
+    )
+
+
+class CancellationsConfirmed(RequestSchema):
+    task_ids = fields.List(Id(), required=True, validate=Length(max=100_000))
+
+
+class LogQuery(WaitQuery):
+    stream = fields.String(load_default="stdout", validate=OneOf(STREAMS))
+    after = fields.Integer(
+        load_default=0, validate=Range(0, LARGEST), metadata=_said("`next` of the answer before; 0 at first.")
+    )
+
+
+class LogAnswer(Schema):
+    task_id = fields.String(required=True, metadata={"format": "uuid"})
+    stream = fields.String(required=True, metadata={"enum": list(STREAMS)})
+    start = fields.Integer(
+        required=True,
+        metadata=_said("The place of the first character, from the task's first. Above `after`: some were not kept."),
+    )
+    next = fields.Integer(required=True, metadata=_said("What to ask for next, as `after`."))
+    text = fields.String(required=True)
+    ended = fields.Boolean(required=True, metadata=_said("The task has ended, and there is nothing after `next`."))
 
 
 class ResultQueue(Schema):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,8 @@ from farcall_webservice.children import TooMany, adopt
 from farcall_webservice.config import ServiceConfig
 from farcall_webservice.errors import ApiError
 from farcall_webservice.extensions import services
-from farcall_webservice.ledger import GroupExists, KeyReused, Receipt, Request
+from farcall_webservice.ids import new_id
+from farcall_webservice.ledger import GroupExists, KeyReused, Receipt, Request, UnknownGroup
 
 Payloads = Mapping[str, Sequence[str]]
 
@@ -46,7 +46,7 @@ def submit(
     With ``create_queue`` their group's results go to a queue of the broker too, if it is one that clients can use.
     """
     endpoint = check(caller, {endpoint_id: payloads}, task_group_id)[endpoint_id]
-    new_group_id = str(uuid.uuid4())
+    new_group_id = new_id()
     result_queues = services().result_queues
     if create_queue and result_queues.are_available:
         # Before anything is written: who is told that it failed will send it again.
@@ -62,24 +62,29 @@ def submit(
         idempotency_key=idempotency_key,
         digest=_digest(endpoint_id, raw_body) if idempotency_key is not None else None,
     )
-    return Submitted(receipt, _warning(endpoint, user_endpoint_config))
+    return Submitted(receipt, _warning(endpoint, user_endpoint_config, options or {}))
 
 
 def submit_to_many(
-    caller: Caller, by_endpoint: Mapping[str, Payloads], task_group_id: str | None, *, create_queue: bool = False
+    caller: Caller,
+    by_endpoint: Mapping[str, Payloads],
+    task_group_id: str | None,
+    *,
+    options: dict[str, Any] | None = None,
+    create_queue: bool = False,
 ) -> list[Receipt]:
     """Like :func:`submit` for several endpoints, in one group. Nothing is written unless all may be.
 
     Who submits this way makes the id of a new group too, so one that is not known yet is made.
     """
     own = services()
-    group_id = task_group_id or str(uuid.uuid4())
+    group_id = task_group_id or new_id()
     is_new = task_group_id is None or own.ledger.task_group_owner(group_id) is None
     endpoints = check(caller, by_endpoint, None if is_new else group_id)
     if create_queue and own.result_queues.are_available:
         own.result_queues.open(caller.id, group_id)
     requests = [
-        Request(caller.id, endpoint_id, _runner(caller, endpoints[endpoint_id]) or endpoint_id, payloads)
+        Request(caller.id, endpoint_id, _runner(caller, endpoints[endpoint_id]) or endpoint_id, payloads, options or {})
         for endpoint_id, payloads in by_endpoint.items()
     ]
     try:
@@ -88,6 +93,8 @@ def submit_to_many(
         # Another request with the same new id was quicker.
         access.check_task_group(own.ledger, caller, group_id)
         receipts = own.ledger.submit_together(requests, group_id, is_new=False)
+    except UnknownGroup as error:
+        raise access.unknown_group(group_id) from error
     for request, receipt in zip(requests, receipts, strict=True):
         _send(receipt, request.runner_id)
     return receipts
@@ -110,13 +117,20 @@ def check(caller: Caller, by_endpoint: Mapping[str, Payloads], task_group_id: st
     return endpoints
 
 
-def _warning(endpoint: Row[Any], user_endpoint_config: dict[str, Any] | None) -> str | None:
-    if not user_endpoint_config or foreign.is_core(endpoint.details):
-        return None
-    return (
-        f"user_endpoint_config was not used: endpoint {endpoint.id} has one configuration, its own, "
-        "and makes no others from a template"
-    )
+def _warning(endpoint: Row[Any], user_endpoint_config: dict[str, Any] | None, options: dict[str, Any]) -> str | None:
+    warnings = []
+    if user_endpoint_config and not foreign.is_core(endpoint.details):
+        warnings.append(
+            f"user_endpoint_config was not used: endpoint {endpoint.id} has one configuration, its own, "
+            "and makes no others from a template"
+        )
+    unknown = [name for name in ("max_retries", "timeout_s") if name in options]
+    if unknown and not foreign.takes_batches(endpoint.details):
+        warnings.append(
+            f"endpoint {endpoint.id} is none of Farcall's and does not know {' and '.join(unknown)}: "
+            "its own configuration decides"
+        )
+    return "; ".join(warnings) or None
 
 
 def _check_limits(by_endpoint: Mapping[str, Payloads], config: ServiceConfig) -> None:
@@ -187,12 +201,16 @@ def _write(
             "RESOURCE_CONFLICT",
             f"Idempotency-Key {idempotency_key!r} was used for a different request: use a new key",
         ) from error
+    except UnknownGroup as error:
+        raise access.unknown_group(str(error)) from error
     _send(receipt, runner_id or endpoint_id)
     return receipt
 
 
 def _send(receipt: Receipt, runner_id: str) -> None:
     own = services()
+    if receipt.is_held:
+        own.dispatcher.heed(runner_id, held=True)
     own.dispatcher.send(receipt.outgoing)
     # A deletion may have come between the check and the commit; its sweep has missed these tasks then.
     if registration.is_deleted(own, receipt.endpoint_id):

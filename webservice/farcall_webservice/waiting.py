@@ -1,4 +1,4 @@
-"""Who waits for which task group, so that a result wakes them instead of being asked for again and again."""
+"""Who waits for which task group or task, so that a result wakes them instead of being asked for again and again."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ class Waiting:
         self._closed = False
 
     @contextlib.contextmanager
-    def listen(self, task_group_id: str) -> Iterator[threading.Event]:
-        """An event that is set when the group has news. Listen first, then look: so no news falls in between.
+    def listen(self, *ids: str) -> Iterator[threading.Event]:
+        """An event that is set when one of these task groups has news, or one of these tasks has printed.
+
+        Listen first, then look: so no news falls in between.
 
         Raises :class:`TooManyWaiting`.
         """
@@ -33,7 +35,8 @@ class Waiting:
             if self._count >= self._max_waiters:
                 raise TooManyWaiting
             self._count += 1
-            self._events[task_group_id].add(event)
+            for each in ids:
+                self._events[each].add(event)
             if self._closed:
                 event.set()
         try:
@@ -41,16 +44,17 @@ class Waiting:
         finally:
             with self._lock:
                 self._count -= 1
-                listeners = self._events[task_group_id]
-                listeners.discard(event)
-                if not listeners:
-                    del self._events[task_group_id]
+                for each in ids:
+                    listeners = self._events[each]
+                    listeners.discard(event)
+                    if not listeners:
+                        del self._events[each]
 
-    def wake(self, task_group_ids: Iterable[str]) -> None:
-        """These groups have news."""
+    def wake(self, ids: Iterable[str]) -> None:
+        """These groups have news, or these tasks have printed."""
         with self._lock:
-            for task_group_id in task_group_ids:
-                for event in self._events.get(task_group_id, ()):
+            for each in ids:
+                for event in self._events.get(each, ()):
                     event.set()
 
     def wake_all(self) -> None:

@@ -85,6 +85,13 @@ class _Worker(ThreadWorker):
         threading.Thread(target=cast(_Application, self.app).waiting.close, daemon=True).start()
         super().handle_exit(sig, frame)
 
+    def is_parent_alive(self) -> bool:
+        """Gunicorn's own question. Where the parent was killed, the next one waits for this worker's port."""
+        alive: bool = super().is_parent_alive()
+        if not alive:
+            cast(_Application, self.app).waiting.close()
+        return alive
+
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         """Ctrl-C: as SIGTERM, which takes no longer."""
         self.handle_exit(sig, frame)

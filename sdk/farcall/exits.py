@@ -1,4 +1,4 @@
-"""The exit codes of ``farcall-endpoint``: those of sysexits.h, which scripts around Globus Compute expect."""
+"""The exit codes of our commands: those of sysexits.h, which scripts around Globus Compute expect."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from farcall.errors import (
     NotFound,
     PayloadTooLarge,
     ServiceUnavailable,
+    TaskPending,
     Unauthenticated,
 )
 
@@ -22,6 +23,7 @@ _BY_ERROR: tuple[tuple[type[FarcallError], int], ...] = (
     (NotFound, os.EX_UNAVAILABLE),
     (Conflict, os.EX_UNAVAILABLE),
     (ServiceUnavailable, os.EX_TEMPFAIL),
+    (TaskPending, os.EX_TEMPFAIL),
     (Unauthenticated, os.EX_NOPERM),
     (Forbidden, os.EX_NOPERM),
     (ConfigurationError, os.EX_CONFIG),

@@ -1,0 +1,103 @@
+"""What becomes of tasks that an endpoint has lost, and of cancellations that it has not heard of."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from carrying import FUNCTION, TIMEOUT_S, Loop
+from kombu import Consumer, Message
+
+from farcall import wire
+from farcall_webservice import queues
+
+
+@pytest.fixture(autouse=True)
+def without_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farcall_webservice.reports.GRACE_S", -1.0)
+
+
+def say(loop: Loop, endpoint_id: str, *, holds: list[str], **states: str) -> None:
+    """A heartbeat; ``states`` are keyed by the ids of tasks."""
+    statuses = {task_id: [wire.Transition(time.time_ns(), state, "endpoint")] for task_id, state in states.items()}
+    loop.say(endpoint_id, queues.HEARTBEATS, wire.encode(wire.StatusReport(endpoint_id, {}, statuses, holds=holds)))
+
+
+def taken(loop: Loop, endpoint_id: str, count: int, **options: object) -> list[str]:
+    """The ids of tasks that the endpoint has taken from its queue."""
+    ids = loop.submit(endpoint_id, count, **options).tasks[FUNCTION]
+    loop.take(endpoint_id)
+    loop.wait_until(lambda: {loop.state_of(task_id) for task_id in ids} == {"waiting-for-ep"})
+    return ids
+
+
+def test_a_task_that_must_not_be_started_twice_fails_when_it_is_lost_after_it_may_have_been(loop: Loop) -> None:
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    running, launching, waiting = taken(loop, endpoint_id, 3, max_retries=0)
+    states = {running: "running", launching: "waiting-for-launch", waiting: "waiting-for-nodes"}
+    say(loop, endpoint_id, holds=[running, launching, waiting], **states)
+    loop.wait_until(lambda: {task_id: loop.state_of(task_id) for task_id in states} == states)
+
+    say(loop, endpoint_id, holds=[])
+    ((again, _),) = loop.take(endpoint_id)
+
+    assert isinstance(again, wire.TaskBatch)
+    assert [task.task_id for task in again.tasks] == [waiting]
+    rows = loop.ledger.tasks([running, launching])
+    assert {(row.state, row.error_code) for row in rows} == {("failed", "TASK_LOST")}
+    assert "max_retries 0" in rows[0].outcome
+
+
+def test_a_task_that_may_be_started_twice_is_sent_again_from_any_state(loop: Loop) -> None:
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    (task_id,) = taken(loop, endpoint_id, 1, max_retries=1)
+    say(loop, endpoint_id, holds=[task_id], **{task_id: "running"})
+    loop.wait_until(lambda: loop.state_of(task_id) == "running")
+
+    say(loop, endpoint_id, holds=[])
+    ((again, _),) = loop.take(endpoint_id)
+
+    assert isinstance(again, wire.TaskBatch)
+    assert [task.task_id for task in again.tasks] == [task_id]
+
+
+def test_a_task_that_never_arrives_is_not_sent_for_ever(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farcall_webservice.ledger.dispatching.MOST_SENDS", 3)
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    (task_id,) = taken(loop, endpoint_id, 1)
+
+    for _ in range(2):
+        say(loop, endpoint_id, holds=[])
+        loop.take(endpoint_id)
+    say(loop, endpoint_id, holds=[])
+
+    loop.wait_until(lambda: loop.state_of(task_id) == "failed")
+    (row,) = loop.ledger.tasks([task_id])
+    assert row.error_code == "TASK_LOST"
+    assert row.outcome.startswith("This task was sent to its endpoint")
+
+
+def test_an_agent_that_has_not_confirmed_a_cancellation_is_told_with_its_heartbeats(loop: Loop) -> None:
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    (task_id,) = loop.submit(endpoint_id).tasks[FUNCTION]
+    loop.ledger.cancel([task_id])
+
+    said = [_next_command(loop, endpoint_id) for _ in range(2)]
+    loop.ledger.confirm_cancellations(endpoint_id, [task_id])
+
+    assert said == [wire.Command("cancel")] * 2
+    assert not loop.ledger.has_unconfirmed(endpoint_id, older_than_s=-1)
+
+
+def _next_command(loop: Loop, endpoint_id: str) -> wire.Message:
+    received: list[Message] = []
+    queue = queues.commands_queue(endpoint_id)
+    queues.declare(loop.broker_url, queue)
+    say(loop, endpoint_id, holds=[])
+    with queues.connect(loop.broker_url) as connection:
+        with Consumer(connection.channel(), [queue], on_message=received.append, prefetch_count=1):
+            while not received:
+                connection.drain_events(timeout=TIMEOUT_S)
+        received[0].ack()
+    body = received[0].body
+    return wire.decode(body.encode() if isinstance(body, str) else bytes(body))
