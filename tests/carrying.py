@@ -33,7 +33,7 @@ class Loop:
         self.ledger = Ledger(self.database)
         self.waiting = Waiting(max_waiters=10)
         self.dispatcher = Dispatcher(broker_url, self.database, self.ledger)
-        self.collector = Collector(broker_url, self.database, self.ledger, self.dispatcher, self.waiting)
+        self.collector = self.another_collector()
         now = time.time()
         with self.database.writing() as connection:
             connection.execute(insert(User), {"id": OWNER, "name": "ada", "created_at": now})
@@ -42,6 +42,9 @@ class Loop:
                 {"id": FUNCTION, "owner_id": OWNER, "name": "f", "code": CODE, "created_at": now}
                 | {"details": {"python_version": "3.11.7"}},
             )
+
+    def another_collector(self) -> Collector:
+        return Collector(self.broker_url, self.database, self.ledger, self.dispatcher, self.waiting)
 
     def add_endpoint(self, **details: object) -> str:
         endpoint_id, now = str(uuid.uuid4()), time.time()

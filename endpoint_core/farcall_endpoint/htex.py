@@ -20,6 +20,8 @@ from parsl.executors.high_throughput.errors import CommandClientTimeoutError
 from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from parsl.executors.high_throughput.zmq_pipes import CommandClient
 
+from farcall.errors import FarcallError
+
 from .blocks import Blocks, Breaker
 from .config import EngineConfig
 from .mpi import LAUNCHERS
@@ -43,6 +45,10 @@ ENDED_BLOCKS_KEPT = 50
 #: directory where it runs could stand in for a module.
 _POOL_COMMAND = f"python3 -P -m {__package__}.pool"
 _LAUNCH_COMMAND = DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", _POOL_COMMAND, 1)
+
+
+class InterchangeFailed(FarcallError, RuntimeError):
+    """It has died, or says nothing, before it could do anything."""
 
 
 class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no types
@@ -108,6 +114,30 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
         for pipe in (self.outgoing_q.zmq_socket, self.command_client.zmq_socket):
             pipe.setsockopt(zmq.LINGER, 0)
             pipe.setsockopt(zmq.SNDTIMEO, 1000 * COMMAND_TIMEOUT_S)
+
+    def _start_local_interchange_process(self) -> None:
+        """Parsl's own, which would wait two minutes for an interchange that has died while it began."""
+        later, self.command_client.run = self.command_client.run, self._first_answer
+        try:
+            super()._start_local_interchange_process()
+        finally:
+            self.command_client.run = later
+
+    def _first_answer(self, message: Any, timeout_s: float) -> Any:
+        pipe = self.command_client.zmq_socket
+        deadline = time.monotonic() + timeout_s
+        # Without anybody at the other end the question cannot even be asked.
+        self._wait_for_interchange(pipe, zmq.POLLOUT, deadline)
+        pipe.send_pyobj(message)
+        self._wait_for_interchange(pipe, zmq.POLLIN, deadline)
+        return pipe.recv_pyobj()
+
+    def _wait_for_interchange(self, pipe: zmq.Socket[bytes], direction: int, deadline: float) -> None:
+        while not pipe.poll(POLL_PERIOD_MS, direction):
+            code = self.interchange_proc.poll()
+            if code is not None or time.monotonic() > deadline:
+                why = "it says nothing" if code is None else f"it ended with exit code {code}"
+                raise InterchangeFailed(f"Parsl's interchange did not start: {why}")
 
     def initialize_scaling(self) -> None:
         # Now there are certificates, and no block yet.

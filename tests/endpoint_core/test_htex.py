@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import zmq
+from parsl.executors import HighThroughputExecutor
 from parsl.executors.high_throughput.errors import CommandClientTimeoutError
 from parsl.executors.high_throughput.zmq_pipes import CommandClient
 
@@ -59,3 +62,18 @@ def test_an_interchange_that_is_silent_is_given_up(client: CommandClient, monkey
 
     with pytest.raises(CommandClientTimeoutError):
         htex._answer(client, client.run, "question")
+
+
+def test_an_interchange_that_dies_as_it_begins_is_not_waited_for(
+    client: CommandClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start_and_die(executor: htex.Executor) -> None:
+        executor.interchange_proc = subprocess.Popen([sys.executable, "-c", "raise SystemExit(7)"])
+        executor.worker_port = executor.command_client.run("WORKER_BINDS", timeout_s=120)
+
+    monkeypatch.setattr(HighThroughputExecutor, "_start_local_interchange_process", start_and_die)
+    executor = object.__new__(htex.Executor)
+    executor.command_client = client
+
+    with pytest.raises(htex.InterchangeFailed, match="exit code 7"):
+        executor._start_local_interchange_process()

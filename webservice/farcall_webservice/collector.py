@@ -146,7 +146,8 @@ class Collector:
         self._received.clear()
         with Consumer(
             connection.default_channel,
-            queues=[queues.RESULTS, queues.HEARTBEATS],
+            # In this order: while the second one is asked for, all that is allowed of the first one may arrive.
+            queues=[queues.HEARTBEATS, queues.RESULTS],
             on_message=self._received.append,
             prefetch_count=MESSAGES_PER_ROUND,
         ):
