@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
+from os import cpu_count, getloadavg
 from pathlib import Path
 from time import monotonic, sleep
 from time import time as now
@@ -199,7 +199,7 @@ def test_the_processes_of_a_task_that_runs_are_killed_and_its_worker_is_soon_fre
         assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
         assert tasks.status(deaf)["status"] == "cancelled"
         assert "on " in json.dumps(running["history"])
-    is_busy = (os.getloadavg()[0] / (os.cpu_count() or 1)) > 1
+    is_busy = (getloadavg()[0] / (cpu_count() or 1)) > 1
     assert min(took) < (SLOT_BACK_ON_A_BUSY_MACHINE_S if is_busy else SLOT_BACK_S), took
 
 
