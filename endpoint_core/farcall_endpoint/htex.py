@@ -15,10 +15,11 @@ from typing import Any
 
 import psutil
 import zmq
-from parsl.executors import HighThroughputExecutor
+from parsl.executors import HighThroughputExecutor, status_handling
 from parsl.executors.high_throughput.errors import CommandClientTimeoutError
 from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from parsl.executors.high_throughput.zmq_pipes import CommandClient
+from parsl.jobs import strategy
 
 from farcall.errors import FarcallError
 
@@ -28,8 +29,11 @@ from .mpi import LAUNCHERS
 from .nodeline import NodeLine
 from .quietlogs import QuietLogs
 from .sightings import Watcher
+from .steady import steady
 
 log = logging.getLogger(__name__)
+
+steady(status_handling, strategy)
 
 #: Parsl's threads and its interchange look up this often whether they are to end; it delays nothing else.
 POLL_PERIOD_MS = 200
@@ -235,7 +239,7 @@ def _answer(client: CommandClient, run: Callable[..., Any], message: Any) -> Any
 
 def _interchange_command() -> list[str]:
     lifeline = [sys.executable, "-m", f"{__package__}.lifeline", str(os.getpid())]
-    return [*lifeline, sys.executable, "-m", "parsl.executors.high_throughput.interchange"]
+    return [*lifeline, sys.executable, "-m", f"{__package__}.interchange"]
 
 
 def _find_our_python() -> None:

@@ -26,6 +26,7 @@ from .killing import adopt_orphans
 from .nodes import Nodes, names_of_nodes
 from .nodetalk import News
 from .sightings import Node
+from .steady import steady
 from .walltime import end_of_block
 from .workerend import Uncounted, WorkerEnd
 
@@ -169,6 +170,7 @@ def _whole(text: Any) -> int | None:
 
 
 def main() -> None:
+    steady(parsl_pool)
     parser = parsl_pool.get_arg_parser()
     parser.add_argument("--line-port", help="Where the agent listens, beside the interchange")
     parser.add_argument("--walltime", help="Seconds after which the block is ended")

@@ -142,6 +142,7 @@ def _fill(name: str) -> Fault:
             yield name
         finally:
             world.disks[name].empty()
+            world.after_full.get(name, lambda: None)()
 
     return fill
 

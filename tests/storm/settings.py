@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import pytest
 from tests.running import BIN, environment_for
 from tests.servers import private_postgres, private_rabbitmq
 from tests.storm.clocks import Clock, missing_for_clocks
@@ -48,6 +49,8 @@ class World:
     hosts: dict[str, Host] = field(default_factory=dict)
     disks: dict[str, Disk] = field(default_factory=dict)
     clocks: dict[str, Clock] = field(default_factory=dict)
+    #: What an administrator does about a disk that was full, beside making room.
+    after_full: dict[str, Callable[[], object]] = field(default_factory=dict)
     #: In the order in which they were started.
     parts: dict[str, Part] = field(default_factory=dict)
     #: How to find the processes that have a role.
@@ -197,6 +200,12 @@ def larger(folder: Path) -> Iterator[World]:
             lines = rabbitmq.ctl("--silent", "list_queues", "name", "messages").splitlines()
             return {name: int(count) for name, _, count in (line.partition("\t") for line in lines)}
 
+        def restart_vhost() -> None:
+            # It stays down where RabbitMQ could not write; where it is up, or the server is not, this changes nothing.
+            with contextlib.suppress(pytest.fail.Exception):
+                rabbitmq.ctl("restart_vhost")
+
+        world.after_full["broker"] = restart_vhost
         world.empty_broker = empty_broker
         world.queued = queued
         _start_agent(world)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -30,6 +31,13 @@ _SETTINGS = "broker.json"
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+#: Where the server keeps what it holds, in its folder.
+_FILES = "appendonlydir"
+#: Its last words where it cannot read that. An end that is missing it does without.
+_UNREADABLE = re.compile(
+    r"(Bad file format|Unexpected end of file|Unknown command .*) reading the append only file"
+    r"|RDB preamble of the AOF|RDB base file.*aborted|AOF manifest"
+)
 
 
 class Valkey:
@@ -51,7 +59,13 @@ class Valkey:
     def start(self) -> None:
         """Start the server and return when it answers. Raises :class:`ConfigurationError` if it does not."""
         self._launch()
-        self._wait_until_ready()
+        try:
+            self._wait_until_ready()
+        except ConfigurationError:
+            if not self._set_aside_what_cannot_be_read():
+                raise
+            self._launch()
+            self._wait_until_ready()
         self._supervisor.start()
 
     def stop(self) -> None:
@@ -154,6 +168,27 @@ class Valkey:
             return ""
         return lines[-1] if lines else ""
 
+    def _set_aside_what_cannot_be_read(self) -> bool:
+        """Move the server's file out of its way if it has ended because of what is in it. Returns whether it has.
+
+        A full disk can leave such a file. What was on the queues is in the ledger and the agents' journals too.
+        """
+        if not _UNREADABLE.search(self._last_words()):
+            return False
+        aside = self._folder / f"{_FILES}.damaged-{time.time_ns()}"
+        try:
+            (self._folder / _FILES).rename(aside)
+        except OSError as error:
+            log.error("the broker cannot read its file, and it cannot be moved away: %s", error)
+            return False
+        log.error(
+            "the broker cannot read its file (%s). It is kept as %s, and the broker begins empty: "
+            "what it held is sent again",
+            self._last_words(),
+            aside,
+        )
+        return True
+
     def _supervise(self) -> None:
         pause = FIRST_PAUSE_S
         while True:
@@ -171,6 +206,7 @@ class Valkey:
             if self._stopping.is_set():
                 return
             pause = min(2 * pause, LONGEST_PAUSE_S)
+            self._set_aside_what_cannot_be_read()
             try:
                 self._launch()
             except OSError as error:
