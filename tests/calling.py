@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from farcall.serialize import PureSourceTextInspect, deserialize, serialize
+from farcall.serialize import deserialize, serialize
 from farcall.wire import BatchedTask, FunctionCode, Output, Result, pack_buffers, read_result
 from farcall_endpoint.blocks import Blocks, Breaker
 from farcall_endpoint.calls import Setting, read_outcome, write_call
@@ -80,13 +82,16 @@ class Bench:
         **setting: Any,
     ) -> Future[bytes]:
         options = {} if timeout_s is None else {"timeout_s": timeout_s}
-        tasks = [BatchedTask(task_id, task_id, pack_buffers([serialize(arguments), serialize({})]), options)]
-        code = FunctionCode(pack_buffers([PureSourceTextInspect().serialize(function)]))
+        payload = pack_buffers([serialize(arguments), serialize({})])
+        tasks = [BatchedTask(task_id, function.__qualname__, payload, options)]
+        # As source, also that of a test's inner function: the workers do not have the module of the test.
+        source = textwrap.dedent(inspect.getsource(function))
+        code = FunctionCode(pack_buffers([f"st\n{function.__name__}:{source}"]))
         context = {
             "task_executor": {"f": "farcall_endpoint.worker.run_batch"},
             "farcall": {"task_ids": [task_id], "timeout_s": timeout_s},
         }
-        buffer = write_call(Setting("some-endpoint", **setting), {task_id: code}, tasks)
+        buffer = write_call(Setting("some-endpoint", **setting), {function.__qualname__: code}, tasks)
         future: Future[bytes] = self.executor.submit_payload(context, buffer)
         return future
 

@@ -304,14 +304,13 @@ class Crew:
             self._hire(worker.number, worker)
 
     def _await_death(self, worker: _Worker, tree: killing.Tree, grace_s: float) -> None:
-        worker.process.join(_MOST_DYING_S)
-        if worker.process.is_alive():
+        if not _has_ended(worker.process, _MOST_DYING_S):
             worker.fault = worker.fault or "its connection to the manager was closed, perhaps by the task"
         self._killer.end(tree, grace_s, lambda: self._bury(worker))
 
     def _bury(self, worker: _Worker) -> None:
         """A worker has ended, and all that came of it: report what it was doing, and see to its succession."""
-        worker.process.join(_MOST_DYING_S)
+        _has_ended(worker.process, _MOST_DYING_S)
         with self._hiring:
             self._own.discard(worker.root.pid)
         worker.outlet.drain()
@@ -439,6 +438,16 @@ class Crew:
             memory,
             stderr,
         )
+
+
+def _has_ended(process: SpawnProcess, patience_s: float) -> bool:
+    """Whether it ends in that time. multiprocessing's join() waits for ever if a task has closed all descriptors."""
+    end = time.monotonic() + patience_s
+    while process.is_alive():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def _has_answered(worker: _Worker) -> bool:

@@ -24,6 +24,7 @@ from farcall_webservice.ledger.values import Cancelled
 
 #: So many tasks are cancelled in one transaction: others wait for no more than that.
 CANCELLED_AT_ONCE = 500
+LOOKED_FOR_AT_ONCE = 50_000
 
 CODE = "Cancelled"
 REASON = "The task was cancelled by its owner"
@@ -43,13 +44,15 @@ class Cancelling(Holding, Ending):
 
     def cancel_group(self, task_group_id: str) -> Iterator[Cancelled]:
         """Cancel all unfinished tasks of a group, some at a time; what is yielded is committed."""
-        question = {"group": task_group_id, "limit": CANCELLED_AT_ONCE}
+        # More at a time than are cancelled at once: what has ended lies in the way of whoever looks for what has not.
+        question = {"group": task_group_id, "limit": LOOKED_FOR_AT_ONCE}
         while True:
             with self._database.reading() as connection:
                 task_ids = list(connection.execute(_UNFINISHED_OF_GROUP, question).scalars())
             if not task_ids:
                 return
-            yield self.cancel(task_ids)
+            for start in range(0, len(task_ids), CANCELLED_AT_ONCE):
+                yield self.cancel(task_ids[start : start + CANCELLED_AT_ONCE])
 
     def _end_from_here(
         self,
@@ -65,7 +68,7 @@ class Cancelling(Holding, Ending):
             return
         now = time.time()
         how = ending(state, now, reason, code=code)
-        into.groups |= self._end(connection, rows, lambda _: how)
+        into.groups |= self._end_alike(connection, rows, how)
         into.task_ids += [row.id for row in rows]
         unsent = self._held_back(connection, [row.id for row in rows])
         agents = _can_be_told(connection, {row.runner_id for row in rows if row.id not in unsent})

@@ -15,7 +15,7 @@ from farcall_webservice.ledger.values import REPORTABLE_STATES, Page, TaskFilter
 #: So many groups' owners are remembered.
 GROUPS_REMEMBERED = 10_000
 #: A listing looks through so many tasks at most, and so many are counted one by one: it takes milliseconds.
-LOOKED_THROUGH = 20_000
+LOOKED_THROUGH = 5000
 COUNTED = 20_000
 
 
