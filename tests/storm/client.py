@@ -85,7 +85,9 @@ class StormClient:
             submitted_at = time.monotonic()
             future = executor.submit(task.kind.function, self._markers, task.key, *task.arguments)
             seen = Seen(task, submitted_at, future)
-            self.seen.append(seen)
+            with self._ended:
+                self.seen.append(seen)
+                self._ended.notify_all()
             future.add_done_callback(lambda future, seen=seen: self._note(seen, future))
             if task.cancelled_after_s is not None:
                 self._unwanted.put((submitted_at + task.cancelled_after_s, task.key, future))
@@ -120,12 +122,19 @@ class StormClient:
         self.seen += self._left
         return not missing
 
+    def wait_until_submitted(self, count: float, timeout_s: float) -> bool:
+        """Whether so many have been submitted; no longer than so many seconds pass in which none ends."""
+        return self._wait(lambda: len(self.seen) >= count, timeout_s)
+
     def wait_for_all(self, timeout_s: float) -> bool:
-        """Whether all that was submitted has ended within that time without any progress."""
+        """Whether all that was submitted has ended; no longer than so many seconds pass in which none does."""
+        return self._wait(lambda: self.ended >= len(self.seen), timeout_s)
+
+    def _wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         with self._ended:
-            while self.ended < len(self.seen):
+            while not condition():
                 before = self.ended
-                if not self._ended.wait_for(lambda before=before: self.ended > before, timeout_s):
+                if not self._ended.wait_for(lambda before=before: condition() or self.ended > before, timeout_s):
                     return False
         return True
 

@@ -195,15 +195,15 @@ _FUNCTIONS = functions()
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("tiny", 620),
-        Kind("brief", 200),
+        Kind("tiny", 770),
+        Kind("brief", 110),
         Kind("printing", 20),
         Kind("large", 2, _is_reversed, _text),
         Kind("raising", 20, _is_its_error),
-        Kind("sleeping", 5, arguments=_seconds),
-        Kind("parental", 10),
+        Kind("sleeping", 3, arguments=_seconds),
+        Kind("parental", 6),
         Kind("poisonous", 1, _is_a_dead_worker, options={"max_retries": 2}),
-        Kind("once", 100, _is_double_or_says_why_not, options={"max_retries": 0}),
+        Kind("once", 60, _is_double_or_says_why_not, options={"max_retries": 0}),
         Kind("overlong", 1, _is_out_of_time, options={"timeout_s": 1.0}),
         Kind("stubborn", 1, _is_out_of_time, options={"timeout_s": 1.0}),
         Kind("unwanted", 5, _is_double_or_cancelled, cancelled_within_s=5.0),

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from tests.storm import checks, faults, report, schedule
-from tests.storm.client import StormClient
+from tests.storm.client import WINDOW, StormClient
 from tests.storm.report import Struck
 from tests.storm.settings import SETTINGS, World
 from tests.storm.tasks import Task
@@ -61,11 +61,12 @@ class Storm:
         world.markers.touch()
         client.wait_for_worker(START_S)
         began = time.monotonic()
-        submitting = threading.Thread(target=client.submit, args=(self._paced(),), daemon=True)
-        submitting.start()
+        threading.Thread(target=client.submit, args=(self._paced(),), daemon=True).start()
         striking = []
         self._release(0.5)
         for planned in self._strikes:
+            # The tasks are to last as long as the faults.
+            client.wait_until_submitted(self._released - WINDOW, RECOVERY_S)
             thread = threading.Thread(target=self._strike, args=(planned, began, client), daemon=True)
             thread.start()
             striking.append(thread)
@@ -76,8 +77,7 @@ class Storm:
             thread.join()
         self._release(self._count)
         log.info("the storm is over after %.0f s; waiting for the rest", time.monotonic() - began)
-        submitting.join(PATIENCE_S)
-        if submitting.is_alive():
+        if not client.wait_until_submitted(self._count, PATIENCE_S):
             self.violations.append(f"only {len(client.seen)} of {self._count} tasks could be submitted")
         if not client.wait_for_all(PATIENCE_S):
             self.violations.append(f"{len(client.seen) - client.ended} tasks have not come back")
