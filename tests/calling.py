@@ -7,7 +7,7 @@ import json
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,6 +79,7 @@ class Bench:
         *arguments: Any,
         task_id: str = "task",
         timeout_s: float | None = None,
+        resources: Mapping[str, Any] | None = None,
         **setting: Any,
     ) -> Future[bytes]:
         options = {} if timeout_s is None else {"timeout_s": timeout_s}
@@ -87,10 +88,12 @@ class Bench:
         # As source, also that of a test's inner function: the workers do not have the module of the test.
         source = textwrap.dedent(inspect.getsource(function))
         code = FunctionCode(pack_buffers([f"st\n{function.__name__}:{source}"]))
-        context = {
+        context: dict[str, Any] = {
             "task_executor": {"f": "farcall_endpoint.worker.run_batch"},
             "farcall": {"task_ids": [task_id], "timeout_s": timeout_s},
         }
+        if resources is not None:
+            context["resource_spec"] = dict(resources)
         buffer = write_call(Setting("some-endpoint", **setting), {function.__qualname__: code}, tasks)
         future: Future[bytes] = self.executor.submit_payload(context, buffer)
         return future

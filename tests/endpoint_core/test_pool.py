@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from calling import PATIENCE_S, Bench, bench, result_of, value_of, wait_until
+from servers import needs
 
 from farcall_endpoint.failures import TooLittleTime, WorkerEnded
 
@@ -401,7 +404,7 @@ def test_what_an_earlier_task_has_left_outlives_the_cancel_of_another(node: Benc
     wait_until(lambda: not psutil.pid_exists(server), "the server is reaped")
 
 
-def test_a_task_that_may_take_longer_than_its_block_lives_is_given_back_not_too_often(tmp_path: Any) -> None:
+def test_a_task_that_may_take_longer_than_its_block_lives_is_given_back_not_too_often(tmp_path: Path) -> None:
     with bench(tmp_path, walltime_s=300) as short:
         assert value_of(short.call(pid, timeout_s=5.0)) > 0
         assert short.recorder.nodes[-1][0].ends_at == pytest.approx(time.time() + 300, abs=100)
@@ -413,3 +416,27 @@ def test_a_task_that_may_take_longer_than_its_block_lives_is_given_back_not_too_
         # The first may go at once.
         assert time.monotonic() - began > 2.5
         assert value_of(short.call(pid)) > 0
+
+
+def test_the_ranks_of_a_cancelled_mpi_task_end_and_its_nodes_are_lent_again(tmp_path: Path) -> None:
+    needs("mpi", lambda: None if shutil.which("mpiexec") else "there is no mpiexec on PATH")
+    ranks = {"num_nodes": 1, "ranks_per_node": 2, "num_ranks": 2, "launcher_options": ""}
+
+    def start_ranks() -> None:
+        import os
+        import subprocess
+
+        rank = "echo $$; trap '' TERM; while true; do sleep 1; done"
+        subprocess.run(f'{os.environ["PARSL_MPI_PREFIX"]} sh -c "{rank}"', shell=True, check=True)
+
+    with bench(tmp_path, mpi_launcher="mpiexec") as node:
+        call = node.call(start_ranks, task_id="ranks", resources=ranks)
+        node.recorder.wait_for(lambda: len(node.recorder.text_of("ranks").split()) == 2)
+        pids = [int(word) for word in node.recorder.text_of("ranks").split()]
+        assert all(map(is_running, pids))
+
+        node.cancel(call)
+
+        assert ended(call).cause == "cancelled"
+        assert not any(map(is_running, pids))
+        assert value_of(node.call(pid, resources=ranks)) > 0
