@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from multiprocessing.synchronize import Event as EventType
 from typing import Any
 
 import psutil
 import pytest
+from calling import wait_until
 from parsl.app.errors import RemoteExceptionWrapper
 from parsl.multiprocessing import ForkContext
 from parsl.serialize import deserialize
@@ -127,6 +130,33 @@ def test_a_worker_that_cannot_even_start_is_replaced_at_leisure(crew: Crew) -> N
 
     assert next_result(crew)["task_id"] == 1
     assert crew.processes[0] is not first
+
+
+def test_a_worker_that_cannot_be_replaced_at_once_is_replaced_later() -> None:
+    tries = threading.Semaphore(0)
+    failing = iter((False, True, True, False))
+
+    def start_now_and_then(number: int, end: WorkerEnd) -> Any:
+        tries.release()
+        if next(failing):
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return start(number, end)
+
+    crew = Crew(start_now_and_then)
+    first = crew.hire(0)
+    crew.put_task({"task_id": 1, "do": "die"})
+    assert "exception" in next_result(crew)
+    assert all(tries.acquire(timeout=60) for _ in range(2))
+    crew.put_task({"task_id": 2, "do": "answer"})
+
+    # The first of these may come before it is known that it has failed.
+    wait_until(lambda: crew.look_after() or tries.acquire(timeout=0.1), "another try")
+    wait_until(lambda: crew.look_after() or tries.acquire(timeout=0.1), "another try")
+
+    assert next_result(crew)["task_id"] == 2
+    assert crew.processes[0] is not first
+    crew.processes[0].kill()
+    crew.processes[0].join()
 
 
 def test_a_large_task_does_not_wait_for_a_worker_that_is_still_starting(gate: EventType) -> None:
