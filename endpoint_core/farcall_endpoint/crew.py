@@ -23,6 +23,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -159,8 +160,13 @@ class Crew:
         with self._hiring:
             if self._closed:
                 raise _Closed
+            # It serves all of them. Started with the first, it would bear that one's mark and be ended with it.
+            resource_tracker.ensure_running()
             os.environ[killing.MARK] = mark
-            process = self._start(number, end)
+            try:
+                process = self._start(number, end)
+            finally:
+                del os.environ[killing.MARK]
             assert process.pid is not None
             root = psutil.Process(process.pid)
             self._own.add(process.pid)

@@ -9,6 +9,8 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.synchronize import Event as EventType
 from typing import Any
 
@@ -16,10 +18,11 @@ import psutil
 import pytest
 from calling import wait_until
 from parsl.app.errors import RemoteExceptionWrapper
-from parsl.multiprocessing import ForkContext
+from parsl.multiprocessing import ForkContext, SpawnContext
 from parsl.serialize import deserialize
 
 from farcall_endpoint import crew as crew_module
+from farcall_endpoint import killing
 from farcall_endpoint.crew import Crew
 from farcall_endpoint.failures import WorkerEnded
 from farcall_endpoint.workerend import WorkerEnd
@@ -227,6 +230,36 @@ def test_where_no_worker_can_start_tasks_are_lost_and_do_not_wait_for_ever() -> 
 
     assert (lost["task_id"], "exception" in lost) == (1, True)
     crew.processes[0].join()
+
+
+def test_only_a_worker_bears_its_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not what multiprocessing starts beside it, which serves all of them."""
+    # None runs yet, as in a manager that has just begun.
+    tracker: Any = resource_tracker.ResourceTracker()
+    monkeypatch.setattr(resource_tracker, "ensure_running", tracker.ensure_running)
+    monkeypatch.setattr(resource_tracker, "getfd", tracker.getfd)
+    crew = Crew(start_anew)
+
+    worker = crew.hire(0)
+
+    wait_until(lambda: mark_of(psutil.Process(worker.pid)), "the worker to have begun")
+    assert [process.pid for process in psutil.Process().children() if mark_of(process)] == [worker.pid]
+    assert killing.MARK not in os.environ
+    worker.kill()
+    worker.join()
+    tracker._stop()
+
+
+def start_anew(number: int, end: WorkerEnd) -> Any:
+    process = SpawnContext.Process(target=obey, args=(end,), daemon=True)
+    process.start()
+    return process
+
+
+def mark_of(process: psutil.Process) -> str | None:
+    with suppress(psutil.Error):
+        return process.environ().get(killing.MARK)
+    return None
 
 
 def test_waiting_for_results_can_be_interrupted(crew: Crew) -> None:
