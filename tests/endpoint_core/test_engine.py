@@ -569,6 +569,15 @@ def test_what_has_not_started_is_handed_over_again_though_it_must_not_start_twic
     assert bench.executor.open_calls() == [["a"]]
 
 
+def test_what_was_handed_over_again_may_have_started_though_it_had_not_the_first_time(bench: Bench) -> None:
+    bench.add("a", max_retries=0)
+
+    bench.lose(0, WorkerEnded("died", "n1", 0))
+
+    assert len(bench.executor.calls) == 2
+    assert "a" in bench.handed_over
+
+
 def test_what_parsl_did_not_take_has_not_started(bench: Bench) -> None:
     bench.executor.refuses = True
 
