@@ -97,6 +97,29 @@ def test_what_is_missed_twice_is_lost_and_then_has_to_be_missed_anew(
     assert [believed(["a"]), believed(["a", "b"]), believed(["a", "b"]), believed(["a"])] == [[], [], ["a"], []]
 
 
+def test_more_than_there_is_room_for_is_sent_again_in_parts_and_counted_when_it_is(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farcall_webservice.dispatch.CHARACTERS_HELD", 1)
+    monkeypatch.setattr("farcall_webservice.dispatch.CHARACTERS_SENT_AGAIN", 2)
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    ids = taken(loop, endpoint_id, 5)
+
+    sent: list[int] = []
+    again: list[str] = []
+    while len(again) < len(ids):
+        loop.wait_until(lambda: loop.dispatcher.room_to_send_again == 2)
+        say(loop, endpoint_id, holds=again)
+        ((batch, _),) = loop.take(endpoint_id)
+        assert isinstance(batch, wire.TaskBatch)
+        again += [task.task_id for task in batch.tasks]
+        sent.append(len(batch.tasks))
+
+    assert sent == [2, 2, 1]
+    assert sorted(again) == sorted(ids)
+    assert {*loop.ledger.sent(endpoint_id).values()} == {2}
+
+
 def test_a_task_that_never_arrives_is_not_sent_for_ever(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("farcall_webservice.ledger.dispatching.MOST_SENDS", 3)
     endpoint_id = loop.add_endpoint(accepts=["task_batch"])

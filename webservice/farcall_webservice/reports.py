@@ -189,6 +189,9 @@ class Reports:
             ]
             self._tell(self._ledger.record_results(None, failures))
         again = [task_id for task_id in task_ids if task_id not in hopeless]
-        if again:
-            log.warning("sending %d tasks to endpoint %s again: it does not hold them", len(again), endpoint_id)
-            self._dispatcher.send_again(self._ledger.resend(again))
+        # As many as there is room for: the others are found missing with a later report.
+        outgoing = self._ledger.resend(again, at_most=self._dispatcher.room_to_send_again)
+        if outgoing:
+            count = sum(len(batch.tasks) for batch in outgoing)
+            log.warning("sending %d tasks to endpoint %s again: it does not hold them", count, endpoint_id)
+            self._dispatcher.send_again(outgoing)
