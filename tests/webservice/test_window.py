@@ -172,6 +172,7 @@ def test_a_broker_that_has_lost_everything_loses_the_window_and_no_more(
     loop: Loop, endpoint_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("farcall_webservice.reports.GRACE_S", 0.0)
+    monkeypatch.setattr("farcall_webservice.reports.BELIEVED_AFTER_S", 0.0)
     ids = submit_many(loop, endpoint_id)
     with queues.connect(loop.broker_url) as connection:
         Queue(f"{endpoint_id}.tasks", durable=True)(connection.default_channel).purge()

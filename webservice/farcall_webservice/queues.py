@@ -56,7 +56,7 @@ def tasks_queue(endpoint_id: str) -> Queue:
 
 
 def commands_queue(endpoint_id: str) -> Queue:
-    """Where an agent is told to stop."""
+    """Where an agent is told to stop, or to ask what was cancelled."""
     return Queue(f"{endpoint_id}.commands", durable=True)
 
 
