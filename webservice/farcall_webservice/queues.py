@@ -100,8 +100,8 @@ def connect(broker_url: str, *, confirm_each: bool = True, heartbeat_s: int = 0)
 
 def errors_of(broker_url: str) -> tuple[type[Exception], ...]:
     """What is raised where a broker is away, breaks down or refuses something."""
-    connection = connect(broker_url)
-    return (*connection.connection_errors, *connection.channel_errors, OperationalError)
+    connection = Connection(broker_url)
+    return (*connection.connection_errors, *connection.channel_errors, OperationalError, OSError)
 
 
 def show_life(connection: Connection) -> None:
