@@ -39,6 +39,7 @@ from . import killing
 from .bell import Bell
 from .failures import TooLittleTime, WorkerEnded
 from .guards import node_timeout_s
+from .killing import GRACE_S
 from .memory import Kills, Memory
 from .nodes import Nodes
 from .outlets import Listener, Outlet
@@ -49,10 +50,6 @@ log = logging.getLogger(f"parsl.{__name__}")
 #: How long a worker that waits for work may take to read it before it counts as stuck, and one that has begun to say
 #: something to finish it. The others wait meanwhile.
 MOST_SENDING_S = 10
-
-#: Between asking the processes of a task that has run too long to end and killing them; also what a worker may take
-#: to end the task itself.
-GRACE_S = 3.0
 
 #: A worker that has closed its pipe is dying. If it lives on, a task has closed it: nothing can come of that.
 _MOST_DYING_S = 1.0

@@ -420,6 +420,17 @@ def test_a_poison_task_is_told_how_each_worker_ended(bench: Bench) -> None:
     ]
 
 
+def test_what_is_said_of_memory_ends_its_sentence_once(bench: Bench) -> None:
+    bench.add("a", max_retries=1)
+    bench.sight(0, "a")
+    bench.lose(0, WorkerEnded("died", "n1", 0, "a", -9, "It had used 2.0 GB."))
+    bench.lose(1, WorkerEnded("died", "n1", 0, "a", -9, "It had used 2.0 GB."))
+
+    message = error_of(bench.results["a"])["user_message"]
+    assert "2.0 GB." in message
+    assert ".." not in message
+
+
 def test_an_exit_code_is_told_too(bench: Bench) -> None:
     bench.add("a", max_retries=0)
 
