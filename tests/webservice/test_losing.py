@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,8 @@ from kombu import Consumer, Message
 
 from farcall import wire
 from farcall_webservice import queues
+from farcall_webservice.ledger import Outgoing
+from farcall_webservice.window import Window
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +149,24 @@ def test_an_agent_that_has_not_confirmed_a_cancellation_is_told_with_its_heartbe
 
     assert said == [wire.Command("cancel")] * 2
     assert not loop.ledger.has_unconfirmed(endpoint_id, older_than_s=-1)
+
+
+def test_a_command_is_not_lost_where_tasks_cannot_be_published_beside_it(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    window = loop.dispatcher._window
+    failures = iter([RuntimeError("not now")])
+
+    def admit(outgoing: Sequence[Outgoing]) -> list[Outgoing]:
+        for failure in failures:
+            raise failure
+        return Window.admit(window, outgoing)
+
+    monkeypatch.setattr(window, "admit", admit)
+    loop.dispatcher.command(endpoint_id, wire.Command("cancel"))
+
+    assert _next_command(loop, endpoint_id) == wire.Command("cancel")
 
 
 def _next_command(loop: Loop, endpoint_id: str) -> wire.Message:

@@ -208,10 +208,8 @@ class Dispatcher:
             with self._changed:
                 found = self._changed.wait_for(self._has_work, timeout=self._longest_wait_s())
                 outgoing, self._outgoing, self._held = self._outgoing, [], 0
-                commands, self._commands = self._commands, []
                 again = list(self._again)
                 news, self._news = self._news, set()
-                children = self._take_due_children()
             self._sweep_if_due()
             outgoing = self._still_claimed(outgoing)
             if self._backlog and not outgoing:
@@ -226,11 +224,16 @@ class Dispatcher:
                 self._publish(outgoing)
             with self._changed:
                 del self._again[: len(again)]
+            # What is not taken out before its turn is not lost where something before it fails.
+            with self._changed:
+                children = self._take_due_children()
             self._look_at(children)
             self._starter.step(self._publisher)
             news |= self._forwarder.take_due()
             if news:
                 self.forward(self._forwarder.take_turns(news))
+            with self._changed:
+                commands, self._commands = self._commands, []
             self._publish_commands(commands)
             if not found:
                 self._publisher.show_life()

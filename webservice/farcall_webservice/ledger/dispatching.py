@@ -76,7 +76,9 @@ class Dispatching(Book):
         """
         held = set(holds)
         found = Unaccounted()
-        question = {"runner": runner_id, "before": time.time() - grace_s, "limit": limit}
+        question = {"runner": runner_id, "before": time.time() - grace_s}
+        # What is held may come first, and must not hide the rest.
+        question["limit"] = limit + len(held)
         with self._database.reading() as connection:
             for state in (TaskState.WAITING_FOR_EP, *sorted(REPORTABLE_STATES)):
                 into = found.sent if state == TaskState.WAITING_FOR_EP else found.taken

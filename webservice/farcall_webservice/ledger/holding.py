@@ -125,11 +125,15 @@ _OLDEST_HELD = (
     .with_for_update()
 )
 #: Without those that were set aside. What a process leaves when it dies is published by another.
-_ON_THEIR_WAY = select(func.count()).where(
-    submission.dispatched_at.is_(None),
-    submission.held_at.is_(None),
-    submission.endpoint_id == bindparam("endpoint"),
-    submission.claimed_by.is_not(None),
+_ON_THEIR_WAY = select(
+    exists()
+    .where(
+        submission.dispatched_at.is_(None),
+        submission.held_at.is_(None),
+        submission.endpoint_id == bindparam("endpoint"),
+        submission.claimed_by.is_not(None),
+    )
+    .select_from(SUBMISSIONS)
 )
 _LOCK_ENDPOINT = select(endpoint.id).where(endpoint.id == bindparam("endpoint")).with_for_update()
 _waiting = (
