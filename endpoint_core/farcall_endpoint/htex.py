@@ -198,6 +198,13 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
             self._observed_workers = max(*counts, 1)
         return managers
 
+    def scale_in(self, blocks: int, max_idletime: float | None = None) -> list[str]:
+        # Asked for none, Parsl ends all that are idle, and takes those for idle whose managers have not come yet.
+        if blocks <= 0:
+            return []
+        ended: list[str] = super().scale_in(blocks, max_idletime)
+        return ended
+
     def scale_out_facade(self, n: int) -> list[str]:
         if not self.breaker.allows_blocks():
             return []

@@ -77,3 +77,16 @@ def test_an_interchange_that_dies_as_it_begins_is_not_waited_for(
 
     with pytest.raises(htex.InterchangeFailed, match="exit code 7"):
         executor._start_local_interchange_process()
+
+
+def test_where_no_block_is_too_many_none_is_ended_also_not_one_whose_manager_has_not_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(HighThroughputExecutor, "scale_in", lambda _, blocks, max_idletime: ended.append(blocks) or [])
+    executor = object.__new__(htex.Executor)
+
+    executor.scale_in(0, max_idletime=120.0)
+    executor.scale_in(1, max_idletime=120.0)
+
+    assert ended == [1]
