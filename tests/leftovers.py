@@ -20,12 +20,14 @@ def begin() -> None:
 
 def end() -> None:
     """Kill what is left of the run, and name it. After a Ctrl-C workers have little time to stop what they started."""
-    left = {process.pid: process for process in psutil.process_iter() if _is_of_this_run(process)}
-    for pid, process in left.items():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            command = " ".join(" ".join(process.cmdline()).split())
-            sys.stderr.write(f"ended what the tests had left: {pid} {command[:100]}\n")
-            process.kill()
+    # Twice, as the kernel cannot tell the environment of a process that is just beginning.
+    for _ in range(2):
+        left = {process.pid: process for process in psutil.process_iter() if _is_of_this_run(process)}
+        for pid, process in left.items():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                command = " ".join(" ".join(process.cmdline()).split())
+                sys.stderr.write(f"ended what the tests had left: {pid} {command[:100]}\n")
+                process.kill()
 
 
 def _is_of_this_run(process: psutil.Process) -> bool:

@@ -324,8 +324,15 @@ class Agent:
 
     def _cancel_tasks(self, task_ids: Sequence[str]) -> None:
         with self._intake:
-            self._journal.cancel(task_ids)
-            self._engine.cancel(task_ids)
+            try:
+                self._journal.cancel(task_ids)
+            except sqlite3.Error as error:
+                # They are not confirmed, so that they are named again until this can be written.
+                self._writer.failed(error)
+                raise
+            finally:
+                # Perhaps it is one of them that fills the disk.
+                self._engine.cancel(task_ids)
 
     def _results_written(self) -> None:
         self._outbox.results_waiting()

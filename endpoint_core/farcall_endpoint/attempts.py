@@ -67,12 +67,12 @@ def interrupted(reason: str) -> str:
 
 
 def what_happened(error: BaseException) -> str:
-    """How an attempt ended, as the end of a sentence."""
+    """How an attempt ended, as the end of a sentence, without its full stop."""
     if isinstance(error, WorkerEnded):
         memory = f"; {error.memory}" if error.memory else ""
-        return f"worker {error.worker} on node {error.hostname} {_how_it_ended(error.exit_code)}{memory}"
+        return f"worker {error.worker} on node {error.hostname} {_how_it_ended(error.exit_code)}{memory}".rstrip(".")
     if isinstance(error, (WorkerLost, ManagerLost, NodesLost)):
-        return str(error)
+        return str(error).rstrip(".")
     return f"the worker could not run the task: {type(error).__name__}: {error}"
 
 

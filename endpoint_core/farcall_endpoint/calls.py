@@ -15,6 +15,9 @@ from farcall.wire import BatchedTask, FunctionCode, TaskBatch, decode, encode, p
 #: Characters of a serialised result; what Globus Compute allows, so that a result that passes here passes there.
 RESULT_LIMIT = 10 * 1024 * 1024
 
+#: The variable with the id of the task that a worker is running; what the task starts has it as well.
+TASK_ID = "FARCALL_TASK_ID"
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:

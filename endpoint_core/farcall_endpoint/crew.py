@@ -23,6 +23,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -38,6 +39,7 @@ from . import killing
 from .bell import Bell
 from .failures import TooLittleTime, WorkerEnded
 from .guards import node_timeout_s
+from .killing import GRACE_S
 from .memory import Kills, Memory
 from .nodes import Nodes
 from .outlets import Listener, Outlet
@@ -48,10 +50,6 @@ log = logging.getLogger(f"parsl.{__name__}")
 #: How long a worker that waits for work may take to read it before it counts as stuck, and one that has begun to say
 #: something to finish it. The others wait meanwhile.
 MOST_SENDING_S = 10
-
-#: Between asking the processes of a task that has run too long to end and killing them; also what a worker may take
-#: to end the task itself.
-GRACE_S = 3.0
 
 #: A worker that has closed its pipe is dying. If it lives on, a task has closed it: nothing can come of that.
 _MOST_DYING_S = 1.0
@@ -159,8 +157,13 @@ class Crew:
         with self._hiring:
             if self._closed:
                 raise _Closed
+            # It serves all of them. Started with the first, it would bear that one's mark and be ended with it.
+            resource_tracker.ensure_running()
             os.environ[killing.MARK] = mark
-            process = self._start(number, end)
+            try:
+                process = self._start(number, end)
+            finally:
+                del os.environ[killing.MARK]
             assert process.pid is not None
             root = psutil.Process(process.pid)
             self._own.add(process.pid)
@@ -186,11 +189,11 @@ class Crew:
             self._closed = True
 
     def look_after(self) -> None:
-        """Now and then: replace those who could not even start."""
+        """Now and then: replace those who could not even start, and those for whom nobody could be started."""
         with self._lock:
             numbers, self._unreplaced = self._unreplaced, set()
         for number in numbers:
-            self.hire(number)
+            self._try_to_hire(number, None)
         self.put(None)
 
     def reap_orphans(self) -> None:
@@ -288,7 +291,11 @@ class Crew:
         self._selector.unregister(worker.death)
         if worker.proven:
             # It takes a while to be up, which is as well used now.
-            threading.Thread(target=self._replace, args=(worker,), daemon=True).start()
+            try:
+                threading.Thread(target=self._try_to_hire, args=(worker.number, worker), daemon=True).start()
+            except RuntimeError as error:
+                log.error("no thread can be started to replace worker %d: %s", worker.number, error)
+                self._unreplaced.add(worker.number)
         else:
             self._unreplaced.add(worker.number)
         running = worker.outlet.running()
@@ -299,9 +306,17 @@ class Crew:
         else:
             self._killer.end(tree, grace_s, lambda: self._bury(worker))
 
-    def _replace(self, worker: _Worker) -> None:
-        with suppress(_Closed):
-            self._hire(worker.number, worker)
+    def _try_to_hire(self, number: int, after: _Worker | None) -> None:
+        """If that cannot be done now, perhaps as its task has used up all processes or memory, it is tried again."""
+        try:
+            self._hire(number, after)
+        except _Closed:
+            pass
+        # Whatever it is: a worker less for as long as this node lives would be worse.
+        except Exception as error:
+            log.error("worker %d cannot be replaced now, trying again: %s", number, error)
+            with self._lock:
+                self._unreplaced.add(number)
 
     def _await_death(self, worker: _Worker, tree: killing.Tree, grace_s: float) -> None:
         if not _has_ended(worker.process, _MOST_DYING_S):

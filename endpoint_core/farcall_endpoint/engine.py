@@ -46,7 +46,8 @@ CALLS_PER_WORKER = 2
 class Listener(Protocol):
     """Who writes down what becomes of the tasks. May be called from any thread, without a lock of the engine's held.
 
-    Only ``handing_over`` is called with it held, and keeps a task from being handed over if it raises sqlite3.Error.
+    Only ``handing_over`` and ``not_started`` are called with it held, so that they come in the order in which things
+    happen. ``handing_over`` keeps a task from being handed over if it raises sqlite3.Error.
     """
 
     def ended(self, results: Sequence[tuple[str, str]]) -> None:
@@ -58,7 +59,7 @@ class Listener(Protocol):
         """These, which must not start twice, may start from now on."""
 
     def not_started(self, task_ids: Sequence[str]) -> None:
-        """They have not."""
+        """They were handed over, have come back without having started, and have not been handed over again since."""
 
 
 class Engine:
@@ -235,10 +236,10 @@ class Engine:
             results, self._results = self._results, []
             failed, self._failed = self._failed, []
             not_started, self._not_started = self._not_started, []
+            if not_started:
+                self._listener.not_started(not_started)
         if failed:
             self._listener.attempted(failed)
-        if not_started:
-            self._listener.not_started(not_started)
         if results:
             self._listener.ended(results)
 
@@ -279,6 +280,8 @@ class Engine:
         try:
             if ids:
                 self._listener.handing_over(ids)
+                # What was said of them is no longer so.
+                self._not_started = [task_id for task_id in self._not_started if task_id not in ids]
             return True
         except sqlite3.Error as error:
             # Most likely a full disk. The supervisor's next round tries again.

@@ -2,7 +2,8 @@
 
 A task is acknowledged to the broker when it stands here, and leaves when its result has been sent; in between the agent
 may be killed at any moment. Everything comes in batches, one transaction each. ``synchronous=NORMAL`` keeps what a
-killed process wrote; what a power cut takes of the last moments, the service's ledger sends again.
+killed process wrote. What a power cut takes of the last moments, the service finds missing and sends again: tasks, not
+which of them were cancelled, so that is on the disk before the service hears that it was understood.
 """
 
 from __future__ import annotations
@@ -114,9 +115,9 @@ class Journal:
             )
 
     def cancel(self, task_ids: Sequence[str]) -> None:
-        """Remember that these must not start, also those of which nothing is known yet."""
+        """Remember that these must not start, also those still unknown; a power cut does not undo it."""
         now = time.time()
-        with self._writing() as db:
+        with self._writing(durably=True) as db:
             db.executemany("INSERT OR REPLACE INTO tombstones VALUES (?, 1, ?)", [(key, now) for key in task_ids])
 
     def unfinished(self) -> tuple[Mapping[str, FunctionCode], list[Unfinished]]:
@@ -200,8 +201,16 @@ class Journal:
             db.execute(
                 f"DELETE FROM functions WHERE function_id NOT IN (SELECT function_id FROM tasks WHERE state = {HELD})"
             )
-            db.execute("DELETE FROM tombstones WHERE at < ?", (time.time() - KEEP_TOMBSTONES_S,))
+        while self._purge_tombstones(time.time() - KEEP_TOMBSTONES_S):
+            pass
         return removed
+
+    def _purge_tombstones(self, before: float) -> int:
+        with self._writing() as db:
+            return db.execute(
+                f"DELETE FROM tombstones WHERE rowid IN (SELECT rowid FROM tombstones WHERE at < ? LIMIT {PURGE_ROWS})",
+                (before,),
+            ).rowcount
 
     def _purge_some(self, sent_before: float, keep_bytes: int) -> int:
         with self._writing() as db:
@@ -234,9 +243,12 @@ class Journal:
             self._file.close()
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._db:
-            yield self._db
+    def _writing(self, *, durably: bool = False) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            # Within a transaction this cannot be changed.
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durably else 'NORMAL'}")
+            with self._db:
+                yield self._db
 
 
 def _function_row(item: tuple[str, FunctionCode]) -> tuple[str, bytes, str | None, int]:

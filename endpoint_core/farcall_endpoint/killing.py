@@ -20,10 +20,15 @@ from dataclasses import dataclass, field
 
 import psutil
 
+from .calls import TASK_ID
+
 log = logging.getLogger(f"parsl.{__name__}")
 
 #: The variable with the mark; its value is another one for every process of a worker.
 MARK = "FARCALL_WORKER"
+
+#: Between asking the processes of a task that is to end and killing them.
+GRACE_S = 3.0
 
 #: From <linux/prctl.h>.
 _PR_SET_CHILD_SUBREAPER = 36
@@ -63,7 +68,7 @@ def living(trees: Sequence[Tree]) -> list[list[psutil.Process]]:
         with suppress(psutil.Error, OSError):
             children[process.ppid()].append(process)
             environment = process.environ()
-            tasks[process] = environment.get("FARCALL_TASK_ID", "")
+            tasks[process] = environment.get(TASK_ID, "")
             marked[environment.get(MARK)].append(process)
     found = []
     for tree in trees:

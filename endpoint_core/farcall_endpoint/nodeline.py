@@ -19,13 +19,11 @@ from parsl import curvezmq
 from parsl.addresses import tcp_url
 
 from .bell import Bell
+from .killing import GRACE_S
 from .nodetalk import News, Unwanted, read_news, write_unwanted
 from .sightings import Node, Watcher
 
 log = logging.getLogger(__name__)
-
-#: Between asking the processes of a cancelled task to end and killing them.
-GRACE_S = 3.0
 
 #: Messages of one manager that wait here to be read; more wait with the manager.
 _MOST_UNREAD = 50

@@ -288,7 +288,11 @@ class Outlet:
             self._turn(pipe, note)
 
     def _turn(self, pipe: _Pipe, note: bytes) -> None:
-        place, task_id, at = json.loads(note)
+        understood = _read_note(note)
+        if understood is None:
+            # A task has found out the secret and plays with it.
+            return
+        place, task_id, at = understood
         self._finish(pipe)
         pipe.text = _Text(task_id, pipe.stream)
         if pipe.stream == "stderr":
@@ -331,6 +335,14 @@ class Outlet:
         before = len(text.waiting)
         text.lose(count)
         self._waiting -= before - len(text.waiting)
+
+
+def _read_note(note: bytes) -> tuple[int, str, int] | None:
+    with suppress(ValueError, RecursionError):
+        match json.loads(note):
+            case [int(place), str(task_id), int(at)]:
+                return place, task_id, at
+    return None
 
 
 class Listener:

@@ -35,7 +35,7 @@ from farcall.wire import (
 )
 
 from . import streams
-from .calls import Outcome, Setting, read_call, write_outcome
+from .calls import TASK_ID, Outcome, Setting, read_call, write_outcome
 from .guards import TaskTimeout, node_timeout_s, time_limit
 
 #: Loaded functions that a worker keeps.
@@ -64,7 +64,7 @@ def run_batch(buffer: bytes) -> bytes:
 
 def run_task(task: BatchedTask, batch: TaskBatch, setting: Setting) -> Result:
     """Run one task and say how it ended, value or failure."""
-    os.environ["GC_TASK_UUID"] = os.environ["FARCALL_TASK_ID"] = task.task_id
+    os.environ["GC_TASK_UUID"] = os.environ[TASK_ID] = task.task_id
     process = os.getpid()
     streams.begin(task.task_id)
     started = time.time_ns()

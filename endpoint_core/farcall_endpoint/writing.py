@@ -71,16 +71,24 @@ class Writer:
         self.write()
 
     def not_started(self, task_ids: Sequence[str]) -> None:
+        # Nobody is told of results here: the engine, which calls this, does not want to be asked anything meanwhile.
         with self._lock:
             self._not_started += task_ids
-        self.write()
+            try:
+                self._take_back()
+            except sqlite3.Error as error:
+                self.failed(error)
 
     def handing_over(self, task_ids: Sequence[str]) -> None:
-        try:
-            self._journal.hand_over(task_ids)
-        except sqlite3.Error as error:
-            self.failed(error)
-            raise
+        with self._lock:
+            try:
+                self._journal.hand_over(task_ids)
+            except sqlite3.Error as error:
+                self.failed(error)
+                raise
+            # That they had not started then must not be written later.
+            again = frozenset(task_ids)
+            self._not_started = [task_id for task_id in self._not_started if task_id not in again]
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -92,9 +100,7 @@ class Writer:
                 if self._attempts:
                     self._journal.attempted(self._attempts)
                     self._attempts = []
-                if self._not_started:
-                    self._journal.take_back(self._not_started)
-                    self._not_started = []
+                self._take_back()
                 if self._results:
                     self._journal.finish(self._results)
                     self._results = []
@@ -109,6 +115,11 @@ class Writer:
             self.finished += number
         if number:
             self._on_results()
+
+    def _take_back(self) -> None:
+        if self._not_started:
+            self._journal.take_back(self._not_started)
+            self._not_started = []
 
     def failed(self, error: sqlite3.Error) -> None:
         """The journal could not be written."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -442,6 +443,30 @@ def test_a_task_is_cancelled_before_it_comes_while_it_waits_and_while_it_runs(
     assert not early.exists()
     assert sorted(stand_in.confirmed) == sorted([first, stuck, *waiting])
     assert deserialize(after[0].data) == 2
+
+
+def test_a_task_that_runs_is_ended_though_the_journal_cannot_be_written_and_confirmed_when_it_can(
+    stand_in: Any, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(journal: Journal, task_ids: Sequence[str]) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    running = InThread(EndpointConfig("ep", directory, engine=EngineConfig(max_workers_per_node=1)))
+    try:
+        assert running.ready.wait(60)
+        (stuck,) = stand_in.submit(sleep_long, [1], prefix="stuck")
+        stand_in.wait_for(lambda: "running" in states_of(stuck, stand_in))
+        with monkeypatch.context() as full:
+            full.setattr(Journal, "cancel", fail)
+            stand_in.cancel(stuck)
+            (result,) = stand_in.wait_for_results([stuck])
+            confirmed_early = list(stand_in.confirmed)
+        stand_in.wait_for(lambda: stand_in.confirmed)
+    finally:
+        running.stop()
+
+    assert result.error_details.code == "Cancelled"
+    assert confirmed_early == []
 
 
 def states_of(task_id: str, stand_in: Any) -> dict[str, str]:

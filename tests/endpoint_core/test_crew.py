@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.synchronize import Event as EventType
 from typing import Any
 
 import psutil
 import pytest
+from calling import wait_until
 from parsl.app.errors import RemoteExceptionWrapper
-from parsl.multiprocessing import ForkContext
+from parsl.multiprocessing import ForkContext, SpawnContext
 from parsl.serialize import deserialize
 
 from farcall_endpoint import crew as crew_module
+from farcall_endpoint import killing
 from farcall_endpoint.crew import Crew
 from farcall_endpoint.failures import WorkerEnded
 from farcall_endpoint.workerend import WorkerEnd
@@ -129,6 +135,33 @@ def test_a_worker_that_cannot_even_start_is_replaced_at_leisure(crew: Crew) -> N
     assert crew.processes[0] is not first
 
 
+def test_a_worker_that_cannot_be_replaced_at_once_is_replaced_later() -> None:
+    tries = threading.Semaphore(0)
+    failing = iter((False, True, True, False))
+
+    def start_now_and_then(number: int, end: WorkerEnd) -> Any:
+        tries.release()
+        if next(failing):
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return start(number, end)
+
+    crew = Crew(start_now_and_then)
+    first = crew.hire(0)
+    crew.put_task({"task_id": 1, "do": "die"})
+    assert "exception" in next_result(crew)
+    assert all(tries.acquire(timeout=60) for _ in range(2))
+    crew.put_task({"task_id": 2, "do": "answer"})
+
+    # The first of these may come before it is known that it has failed.
+    wait_until(lambda: crew.look_after() or tries.acquire(timeout=0.1), "another try")
+    wait_until(lambda: crew.look_after() or tries.acquire(timeout=0.1), "another try")
+
+    assert next_result(crew)["task_id"] == 2
+    assert crew.processes[0] is not first
+    crew.processes[0].kill()
+    crew.processes[0].join()
+
+
 def test_a_large_task_does_not_wait_for_a_worker_that_is_still_starting(gate: EventType) -> None:
     def start_slowly(number: int, end: WorkerEnd) -> Any:
         def run() -> None:
@@ -197,6 +230,36 @@ def test_where_no_worker_can_start_tasks_are_lost_and_do_not_wait_for_ever() -> 
 
     assert (lost["task_id"], "exception" in lost) == (1, True)
     crew.processes[0].join()
+
+
+def test_only_a_worker_bears_its_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not what multiprocessing starts beside it, which serves all of them."""
+    # None runs yet, as in a manager that has just begun.
+    tracker: Any = resource_tracker.ResourceTracker()
+    monkeypatch.setattr(resource_tracker, "ensure_running", tracker.ensure_running)
+    monkeypatch.setattr(resource_tracker, "getfd", tracker.getfd)
+    crew = Crew(start_anew)
+
+    worker = crew.hire(0)
+
+    wait_until(lambda: mark_of(psutil.Process(worker.pid)), "the worker to have begun")
+    assert [process.pid for process in psutil.Process().children() if mark_of(process)] == [worker.pid]
+    assert killing.MARK not in os.environ
+    worker.kill()
+    worker.join()
+    tracker._stop()
+
+
+def start_anew(number: int, end: WorkerEnd) -> Any:
+    process = SpawnContext.Process(target=obey, args=(end,), daemon=True)
+    process.start()
+    return process
+
+
+def mark_of(process: psutil.Process) -> str | None:
+    with suppress(psutil.Error):
+        return process.environ().get(killing.MARK)
+    return None
 
 
 def test_waiting_for_results_can_be_interrupted(crew: Crew) -> None:

@@ -420,6 +420,17 @@ def test_a_poison_task_is_told_how_each_worker_ended(bench: Bench) -> None:
     ]
 
 
+def test_what_is_said_of_memory_ends_its_sentence_once(bench: Bench) -> None:
+    bench.add("a", max_retries=1)
+    bench.sight(0, "a")
+    bench.lose(0, WorkerEnded("died", "n1", 0, "a", -9, "It had used 2.0 GB."))
+    bench.lose(1, WorkerEnded("died", "n1", 0, "a", -9, "It had used 2.0 GB."))
+
+    message = error_of(bench.results["a"])["user_message"]
+    assert "2.0 GB." in message
+    assert ".." not in message
+
+
 def test_an_exit_code_is_told_too(bench: Bench) -> None:
     bench.add("a", max_retries=0)
 
@@ -567,6 +578,15 @@ def test_what_has_not_started_is_handed_over_again_though_it_must_not_start_twic
 
     assert bench.results == {}
     assert bench.executor.open_calls() == [["a"]]
+
+
+def test_what_was_handed_over_again_may_have_started_though_it_had_not_the_first_time(bench: Bench) -> None:
+    bench.add("a", max_retries=0)
+
+    bench.lose(0, WorkerEnded("died", "n1", 0))
+
+    assert len(bench.executor.calls) == 2
+    assert "a" in bench.handed_over
 
 
 def test_what_parsl_did_not_take_has_not_started(bench: Bench) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,6 +105,27 @@ def test_results_wait_in_memory_and_are_written_when_there_is_room(
     assert [task_id for task_id, _ in journal.unsent(most=10, most_bytes=10**6)] == ["a"]
     assert caplog.text.count("disk is full") == 1
     assert "can be written again" in caplog.text
+    journal.close()
+
+
+def test_that_a_task_has_not_started_is_not_written_any_more_when_it_was_handed_over_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(task_ids: Iterable[str]) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    journal = Journal(tmp_path / "journal.sqlite")
+    journal.accept(batch("once"))
+    writer = Writer(journal, on_results=lambda: None)
+    writer.handing_over(["once"])
+    with monkeypatch.context() as full:
+        full.setattr(journal, "take_back", fail)
+        writer.not_started(["once"])
+
+    writer.handing_over(["once"])
+    writer.write()
+
+    assert [each.handed_over for each in journal.unfinished()[1]] == [True]
     journal.close()
 
 

@@ -198,6 +198,20 @@ def test_a_task_that_was_cancelled_before_it_came_is_known_as_such_also_after_a_
     assert [each.cancelled for each in Journal(path).unfinished()[1]] == [True, False]
 
 
+def test_what_was_cancelled_is_on_the_disk_when_that_returns(path: Path) -> None:
+    """A power cut cannot be had here; SQLite promises it for one of its settings, which counts for all that follows."""
+    journal = Journal(path)
+    done: list[str] = []
+    journal._db.set_trace_callback(done.append)
+
+    journal.cancel(["a"])
+    accepted(journal, "b")
+
+    full, normal = done.index("PRAGMA synchronous = FULL"), done.index("PRAGMA synchronous = NORMAL")
+    assert full < done.index("COMMIT") < normal
+    assert "tombstones" in "".join(done[full:normal])
+
+
 def test_a_task_that_was_handed_over_is_known_as_such_after_a_restart_unless_it_was_taken_back(path: Path) -> None:
     journal = Journal(path)
     accepted(journal, "a", "b", "c")
@@ -229,3 +243,17 @@ def test_tombstones_are_forgotten_in_the_end(path: Path, monkeypatch: pytest.Mon
     journal.purge()
 
     assert not accepted(journal, "a")[0].cancelled
+
+
+def test_many_tombstones_are_forgotten_a_few_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(path)
+    journal.cancel([str(number) for number in range(25)])
+    monkeypatch.setattr(journal_module, "KEEP_TOMBSTONES_S", -1.0)
+    monkeypatch.setattr(journal_module, "PURGE_ROWS", 10)
+    done: list[str] = []
+    journal._db.set_trace_callback(done.append)
+
+    journal.purge()
+
+    assert sum("DELETE FROM tombstones" in statement for statement in done) == 4
+    assert not any(each.cancelled for each in accepted(journal, *map(str, range(25))))

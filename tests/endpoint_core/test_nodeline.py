@@ -15,7 +15,7 @@ from calling import Recorder, wait_until
 from parsl import curvezmq
 
 from farcall.wire import Output
-from farcall_endpoint import nodeline
+from farcall_endpoint import killing
 from farcall_endpoint.agentline import AgentLine
 from farcall_endpoint.nodeline import NodeLine
 from farcall_endpoint.nodetalk import News, Unwanted
@@ -124,7 +124,7 @@ def test_managers_hear_which_calls_are_to_end_also_those_that_come_later(ends: E
     assert list(early.orders[0].call_ids) == [1, 2, 9]
     # Nobody waits for the last one any more.
     assert list(late.orders[0].call_ids) == [1, 2]
-    assert late.orders[0].grace_s == nodeline.GRACE_S
+    assert late.orders[0].grace_s == killing.GRACE_S
 
 
 def test_calls_that_have_come_back_are_not_spoken_of_again() -> None:

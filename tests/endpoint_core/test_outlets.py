@@ -114,6 +114,18 @@ def test_what_only_looks_like_the_beginning_of_a_mark_is_text(worker: Worker) ->
     assert printed(worker) == [Output("a", "stdout", 12, "\\0")]
 
 
+@pytest.mark.parametrize("note", [b"", b"{", b"[1]", b"[[" * 100_000, b'["a", 5, 5]', b"\xff", b"[9, null, 5]"])
+def test_a_mark_that_only_a_task_can_have_made_is_ignored(worker: Worker, note: bytes) -> None:
+    worker.begin("a")
+    worker.write(b"before ")
+    worker.write_all(mark(SECRET) + note + b"\n")
+    worker.write(b"after")
+
+    worker.outlet.end()
+
+    assert [(piece.task_id, piece.text) for piece in printed(worker)] == [("a", "before after")]
+
+
 def test_what_is_no_text_is_shown_as_such(worker: Worker) -> None:
     worker.begin("a")
     worker.write(b"\xff\0\xc3")

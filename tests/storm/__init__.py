@@ -14,7 +14,9 @@ and nothing outlives it.
 ``schedule``    which tasks and which faults, from a seed
 ``client``      submits the tasks and notes what it sees
 ``visitor``     a client that submits and is gone
+``marks``       what the tasks note of themselves
 ``checks``      what must be so at the end
+``losses``      of which tasks a fault explains that they were lost
 ``report``      figures
 ==============  =======================================================================================
 """

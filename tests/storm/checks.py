@@ -6,17 +6,23 @@ import contextlib
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import psutil
 from tests.storm.client import Seen, StormClient, of_document, wrong_with
+from tests.storm.marks import Marks
+from tests.storm.report import Struck
 from tests.storm.settings import World, wait_until
 
 from farcall import Client
 
 #: For queues and journals to become empty after the last result.
 SETTLE_S = 90.0
+#: So many seconds in which nothing is broken an agent may take to hear that a task is cancelled, and start it
+#: meanwhile. The service tells it at once; where that is lost, again when 10 s have passed and a heartbeat comes, every
+#: 2 s. The rest is for connections that have to be made again on a busy machine.
+UNTOLD_S = 20.0
 
 
 def every_task_has_its_outcome(client: StormClient) -> list[str]:
@@ -72,17 +78,43 @@ def _compare(client: Client, seen: Seen, document: dict[str, Any]) -> list[str]:
     return []
 
 
-def starts(world: World, client: StormClient) -> tuple[Counter[int], list[str]]:
-    """How often each task started, and what is wrong with that."""
-    counts = Counter(int(line) for line in world.markers.read_text().split())
+def starts(seen: Iterable[Seen], marks: Marks) -> list[str]:
+    """Of those that must not start twice none did, and no value is of a task that never started."""
     found = []
-    for seen in client.seen:
-        count = counts[seen.task.key]
-        if count > 1 and seen.task.kind.options.get("max_retries") == 0:
-            found.append(f"{seen.task.kind.name} task {seen.task.key} ({seen.task_id}) was started {count} times")
-        if count == 0 and seen.has_value:
-            found.append(f"{seen.task.kind.name} task {seen.task.key} ({seen.task_id}) has a value and never started")
-    return counts, found
+    counts = marks.counts()
+    for each in seen:
+        count = counts[each.task.key]
+        if count > 1 and each.task.kind.options.get("max_retries") == 0:
+            found.append(f"{each.task.kind.name} task {each.task.key} ({each.task_id}) was started {count} times")
+        if count == 0 and each.has_value:
+            found.append(f"{each.task.kind.name} task {each.task.key} ({each.task_id}) has a value and never started")
+    return found
+
+
+def what_is_cancelled_stays_so(seen: Iterable[Seen], marks: Marks, struck: Sequence[Struck]) -> list[str]:
+    """No task starts, or starts again, when the agent must have heard that it is cancelled."""
+    found = []
+    for each in seen:
+        started = marks.starts.get(each.task.key)
+        if each.cancelled_at is None or not started:
+            continue
+        calm_s = _calm_s(each.cancelled_at, started[-1], struck)
+        if calm_s > UNTOLD_S:
+            found.append(
+                f"{each.task.kind.name} task {each.task.key} ({each.task_id}) was started {calm_s:.0f} s after it was "
+                f"cancelled, and {started[-1] - each.cancelled_at:.0f} s with faults"
+            )
+    return found
+
+
+def _calm_s(began: float, ended: float, struck: Iterable[Struck]) -> float:
+    """Seconds from one moment to another in which no fault lasted."""
+    calm_s = 0.0
+    reached = began
+    for fault in sorted(struck, key=lambda fault: fault.began_at):
+        calm_s += max(0.0, min(fault.began_at, ended) - reached)
+        reached = max(reached, fault.over_at)
+    return calm_s + max(0.0, ended - reached)
 
 
 def nothing_is_queued(world: World) -> list[str]:

@@ -36,14 +36,50 @@ class Seen:
     #: What was wrong with what came of it; "" if nothing was, None while nothing has come.
     fault: str | None = None
     has_value: bool = False
+    #: Why it has none, in words.
+    said: str = ""
     was_cancelled: bool = False
     #: It was cancelled before the service had answered, and the service hears of that later.
     was_cancelled_early: bool = False
+    #: When the service had said that it is cancelled.
+    cancelled_at: float | None = None
 
     @property
     def task_id(self) -> str | None:
         task_id: str | None = self.future.task_id
         return task_id
+
+
+class SecondThoughts:
+    """Cancels tasks when their time has come."""
+
+    def __init__(self) -> None:
+        self._unwanted: queue.PriorityQueue[tuple[float, int, Any, Seen]] = queue.PriorityQueue()
+        #: What went wrong that must not go wrong, in sentences.
+        self.troubles: list[str] = []
+        threading.Thread(target=self._cancel, daemon=True).start()
+
+    def have(self, seen: Seen, future: Any, at: float) -> None:
+        """Cancel it then."""
+        self._unwanted.put((at, seen.task.key, future, seen))
+
+    def _cancel(self) -> None:
+        while True:
+            at, key, future, seen = self._unwanted.get()
+            time.sleep(max(0.0, min(0.2, at - time.monotonic())))
+            if time.monotonic() < at:
+                self._unwanted.put((at, key, future, seen))
+                continue
+            # What the service does not know yet is cancelled here, and the service hears of it later.
+            is_known = future.task_id is not None
+            try:
+                if future.cancel() and is_known:
+                    seen.cancelled_at = time.monotonic()
+            except ServiceUnavailable:
+                self.have(seen, future, time.monotonic() + 1)
+            # The tasks that come after it are to be cancelled all the same.
+            except Exception as error:
+                self.troubles.append(f"task {key} could not be cancelled: {type(error).__name__}: {error}")
 
 
 class StormClient:
@@ -64,8 +100,7 @@ class StormClient:
         }
         self.seen: list[Seen] = []
         self._room = threading.Semaphore(WINDOW)
-        self._unwanted: queue.PriorityQueue[tuple[float, int, Any]] = queue.PriorityQueue()
-        threading.Thread(target=self._change_mind, daemon=True).start()
+        self.second_thoughts = SecondThoughts()
         self._ended = threading.Condition()
         self.ended = 0
         #: When the latest was submitted of those that have ended.
@@ -90,7 +125,7 @@ class StormClient:
                 self._ended.notify_all()
             future.add_done_callback(lambda future, seen=seen: self._note(seen, future))
             if task.cancelled_after_s is not None:
-                self._unwanted.put((submitted_at + task.cancelled_after_s, task.key, future))
+                self.second_thoughts.have(seen, future, submitted_at + task.cancelled_after_s)
 
     def visit(self, number: int) -> None:
         """Have a program submit tasks and be killed when they are accepted."""
@@ -152,24 +187,12 @@ class StormClient:
         for executor in self._executors.values():
             executor.shutdown(wait=False)
 
-    def _change_mind(self) -> None:
-        """Cancel what is to be cancelled when its time has come."""
-        while True:
-            at, key, future = self._unwanted.get()
-            time.sleep(max(0.0, min(0.2, at - time.monotonic())))
-            if time.monotonic() < at:
-                self._unwanted.put((at, key, future))
-                continue
-            try:
-                future.cancel()
-            except ServiceUnavailable:
-                self._unwanted.put((time.monotonic() + 1, key, future))
-
     def _note(self, seen: Seen, future: Future[Any]) -> None:
         seen.ended_at = time.monotonic()
         seen.was_cancelled = future.cancelled()
         outcome = of_future(future)
         seen.has_value = outcome.error is None
+        seen.said = "" if outcome.error is None else f"{type(outcome.error).__name__}: {outcome.error}"[:1000]
         seen.fault = wrong_with(seen.task, outcome)
         if seen.was_cancelled:
             # It may yet be told its id.

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.storm.client import Seen
+from tests.storm.marks import Marks
 from tests.storm.schedule import Strike
 
 
@@ -39,9 +40,10 @@ def recoveries(struck: Iterable[Struck], seen: Sequence[Seen]) -> Iterator[tuple
 
 
 def lines(
-    *, seed: int, setting: str, duration_s: float, seen: Sequence[Seen], struck: Sequence[Struck], starts: Counter[int]
+    *, seed: int, setting: str, duration_s: float, seen: Sequence[Seen], struck: Sequence[Struck], marks: Marks
 ) -> Iterator[str]:
     """The report, to be printed."""
+    starts = marks.counts()
     yield f"setting {setting}, seed {seed}: {len(seen)} tasks, {len(struck)} faults, {duration_s:.0f} s"
     yield ""
     yield f"{'kind of task':<16}{'tasks':>8}{'right':>8}{'wrong':>8}{'no end':>8}{'starts':>8}"
@@ -56,8 +58,22 @@ def lines(
     yield "how often tasks were started: " + ", ".join(
         f"{times} x {count}" for count, times in sorted(Counter(starts[each.task.key] for each in seen).items())
     )
+    yield from _losses(seen, marks)
     yield ""
     yield from _faults(struck, seen)
+
+
+def _losses(seen: Sequence[Seen], marks: Marks) -> Iterator[str]:
+    once = [each for each in seen if each.task.kind.options.get("max_retries") == 0]
+    lost = [each.task.key for each in once if each.ended_at is not None and not each.has_value]
+    never, computed = sum(key not in marks.starts for key in lost), sum(key in marks.ends for key in lost)
+    yield f"of {len(once)} tasks that must not start twice {len(lost)} failed: {never} not started, {computed} computed"
+    cancelled = [each for each in seen if each.was_cancelled]
+    late = sum(
+        each.cancelled_at is not None and any(at > each.cancelled_at for at in marks.starts.get(each.task.key, ()))
+        for each in cancelled
+    )
+    yield f"of {len(cancelled)} cancelled tasks {late} were started before their agent had heard of it"
 
 
 def _faults(struck: Sequence[Struck], seen: Sequence[Seen]) -> Iterator[str]:

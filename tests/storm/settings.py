@@ -66,8 +66,8 @@ class World:
 
     @property
     def markers(self) -> Path:
-        """Where each start of a task is noted."""
-        return self.folder / "starts"
+        """Where tasks note their starts; see `marks`."""
+        return self.folder / "marks"
 
     @property
     def agent_directory(self) -> Path:

@@ -17,19 +17,24 @@ PATIENCE_S = 900.0
 
 
 def functions() -> dict[str, Callable[..., Any]]:  # noqa: PLR0915 -- each of them is short
-    """What runs on workers. Each takes the path of the file of starts, the task's key, and what its kind adds.
+    """What runs on workers. Each takes the path of the file of marks, the task's key, and what its kind adds.
 
     They are made in here so that they travel by value, with the helper that they share: no worker has this module.
     """
 
-    def note_start(path, key):
-        """Before anything else, and so that nothing can take it back."""
+    def note(path, key, what):
+        """Note it so that nothing can take it back."""
         import os
+        import time
 
         file = os.open(path, os.O_WRONLY | os.O_APPEND)
-        os.write(file, f"{key}\n".encode())
+        os.write(file, f"{key} {what} {time.monotonic():.3f}\n".encode())
         os.fsync(file)
         os.close(file)
+
+    def note_start(path, key):
+        """Before anything else."""
+        note(path, key, "start")
 
     def tiny(path, key):
         note_start(path, key)
@@ -87,7 +92,9 @@ def functions() -> dict[str, Callable[..., Any]]:  # noqa: PLR0915 -- each of th
 
         note_start(path, key)
         time.sleep(0.1)
-        return 2 * key
+        result = 2 * key
+        note(path, key, "end")
+        return result
 
     def overlong(path, key):
         import time
@@ -144,7 +151,7 @@ def _is_its_error(task: Task, outcome: Outcome) -> bool:
 
 
 def _is_double_or_says_why_not(task: Task, outcome: Outcome) -> bool:
-    """What must not start twice fails where nobody can tell how far it came."""
+    """What must not start twice fails where nobody can tell how far it came; `losses` asks whether that is so."""
     return _is_double(task, outcome) or type(outcome.error) is TaskExecutionFailed
 
 

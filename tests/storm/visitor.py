@@ -1,6 +1,6 @@
 """A user's program that submits some tasks and is gone, as when somebody closes a laptop.
 
-``python -m tests.storm.visitor URL TOKEN ENDPOINT_ID STARTS KEY...`` prints, before it kills itself, the ids of the
+``python -m tests.storm.visitor URL TOKEN ENDPOINT_ID MARKS KEY...`` prints, before it kills itself, the ids of the
 group and of the tasks.
 """
 

@@ -7,13 +7,13 @@ import random
 import shutil
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from tests.storm import checks, faults, report, schedule
+from tests.storm import checks, faults, losses, marks, report, schedule
 from tests.storm.client import WINDOW, StormClient
+from tests.storm.marks import Marks
 from tests.storm.report import Struck
 from tests.storm.settings import SETTINGS, World
 from tests.storm.tasks import Task
@@ -85,7 +85,7 @@ class Storm:
             self.violations.append("tasks have not ended whose client was killed")
         duration_s = time.monotonic() - began
         log.info("%d of %d tasks have come back; looking", client.ended, len(client.seen))
-        starts = self._look(client)
+        noted = self._look(client)
         self.report = list(
             report.lines(
                 seed=self._seed,
@@ -93,20 +93,23 @@ class Storm:
                 duration_s=duration_s,
                 seen=client.seen,
                 struck=self._struck,
-                starts=starts,
+                marks=noted,
             )
         )
 
-    def _look(self, client: StormClient) -> Counter[int]:
+    def _look(self, client: StormClient) -> Marks:
         world = self._world
+        self.violations += client.second_thoughts.troubles
         self.violations += checks.every_task_has_its_outcome(client)
-        starts, wrong = checks.starts(world, client)
-        self.violations += wrong
+        noted = marks.read(world.markers)
+        self.violations += checks.starts(client.seen, noted)
+        self.violations += checks.what_is_cancelled_stays_so(client.seen, noted, self._struck)
+        self.violations += losses.unexplained(client.seen, noted, self._struck)
         self.violations += checks.nothing_is_queued(world)
         self.violations += checks.nobody_is_lost(world)
         client.close()
         self.violations += checks.stopped_in_order(world)
-        return starts
+        return noted
 
     def _release(self, slices: float) -> None:
         """Let so many more tasks be submitted, in parts of which there is one for each fault."""

@@ -151,6 +151,20 @@ def test_what_is_cancelled_before_it_was_sent_is_not_sent(service: Service, ada:
     assert service.ledger.resend([task_id]) == []
 
 
+def test_the_agent_is_told_of_what_was_published_by_somebody_who_did_not_live_to_note_it_and_held_back_then(
+    service: Service, ada: Person, place: Place
+) -> None:
+    _, (published,) = place.submit()
+    (batch,) = service.ledger.undispatched(alone=True)
+    service.ledger.hold_back([batch.submission_id])
+    _, (never_sent,) = place.submit()
+
+    for task_id in (published, never_sent):
+        ada.post(f"/v2/tasks/{task_id}/cancel").done()
+
+    assert place.cancellations() == [published]
+
+
 def test_only_the_owner_cancels(ada: Person, bob: Person, place: Place, unknown_id: str) -> None:
     group_id, (task_id,) = place.submit()
 

@@ -169,6 +169,7 @@ class Queued:
 
     def __init__(self, results: int) -> None:
         self.results = results
+        self.room_to_send_again = 1000
         self.sent: list[str] = []
 
     def queued_messages(self, _: str) -> int:
@@ -176,6 +177,9 @@ class Queued:
 
     def queued_results(self) -> int:
         return self.results
+
+    def heed(self, _: str, *, held: bool) -> None:
+        pass
 
     def send_again(self, outgoing: Any) -> None:
         self.sent += [task.task_id for batch in outgoing for task in batch.tasks]
@@ -187,6 +191,7 @@ def test_nothing_is_sent_again_while_its_result_may_wait_for_a_collector(
     family: Family, kind: str, results: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("farcall_webservice.reports.GRACE_S", -1e12)
+    monkeypatch.setattr("farcall_webservice.reports.BELIEVED_AFTER_S", 0.0)
     child_id = family.adopt()
     idle = {"heartbeat_period": 30, "outstanding_tasks": 0, "pending_tasks": 0}
     family.has(child_id, phase="up", last_heartbeat_at=1.0, heartbeat_period=30.0, last_report=idle)

@@ -169,6 +169,7 @@ def test_a_heartbeat_is_noted_with_what_it_says(loop: Loop) -> None:
 
 def test_what_neither_agent_nor_queue_holds_is_sent_again(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("farcall_webservice.reports.GRACE_S", -1.0)
+    monkeypatch.setattr("farcall_webservice.reports.BELIEVED_AFTER_S", 0.0)
     endpoint_id = loop.add_endpoint(accepts=["task_batch"])
     kept, lost = loop.submit(endpoint_id, 2).tasks[FUNCTION]
     loop.take(endpoint_id)
@@ -183,6 +184,7 @@ def test_what_neither_agent_nor_queue_holds_is_sent_again(loop: Loop, monkeypatc
 
 def test_what_still_waits_on_the_queue_is_not_sent_again(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("farcall_webservice.reports.GRACE_S", -1.0)
+    monkeypatch.setattr("farcall_webservice.reports.BELIEVED_AFTER_S", 0.0)
     endpoint_id = loop.add_endpoint(accepts=["task_batch"])
     (task_id,) = loop.submit(endpoint_id).tasks[FUNCTION]
     loop.wait_until(lambda: loop.state_of(task_id) == "waiting-for-ep")

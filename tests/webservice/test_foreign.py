@@ -547,6 +547,7 @@ def test_tasks_follow_an_endpoint_that_is_upgraded_and_one_that_is_changed_for_o
     world: World, ada: Somebody, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("farcall_webservice.reports.GRACE_S", -1.0)
+    monkeypatch.setattr("farcall_webservice.reports.BELIEVED_AFTER_S", 0.0)
     old = {"endpoint_name": "e", "metadata": {"endpoint_version": "2.11.0"}}
     endpoint_id = ada.ask("POST", "/v3/endpoints", old)["endpoint_id"]
     function_id = ada.function()

@@ -411,6 +411,14 @@ def test_tasks_that_nobody_holds_are_unaccounted_for_once_the_grace_is_over(ledg
     assert (after.sent, after.taken) == ([sent], [taken])
 
 
+def test_what_is_held_does_not_hide_what_is_lost(ledger: Ledger) -> None:
+    receipt = submit(ledger, 6)
+    *held, lost = receipt.tasks[FUNCTION]
+    ledger.mark_dispatched([receipt.request_id])
+
+    assert ledger.unaccounted(ENDPOINT, held, grace_s=-1, limit=2).sent == [lost]
+
+
 def test_what_is_sent_again_is_unfinished_and_says_so_in_its_history(ledger: Ledger) -> None:
     ended, lost = submit(ledger, 2).tasks[FUNCTION]
     ledger.record_results(ENDPOINT, [success(ended)])

@@ -159,7 +159,7 @@ def test_a_task_that_is_too_large_for_the_broker_fails_and_keeps_no_other_waitin
 
 @on_postgres
 def test_a_submission_that_the_broker_refuses_waits_alone(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("farcall_webservice.dispatch.FIRST_ASIDE_S", 0.2)
+    monkeypatch.setattr("farcall_webservice.one_by_one.FIRST_ASIDE_S", 0.2)
     full_id, free_id = loop.add_endpoint(accepts=["task_batch"]), loop.add_endpoint(accepts=["task_batch"])
     full = Queue(f"{full_id}.tasks", durable=True, max_length=1, queue_arguments={"x-overflow": "reject-publish"})
     queues.declare(loop.broker_url, full)

@@ -127,6 +127,16 @@ def test_a_running_task_says_where_and_since_when(waiting: Waiting) -> None:
     assert waiting.reason().startswith("Running on n1 since 20")
 
 
+def test_a_task_whose_history_has_no_room_for_it_runs_since_it_changed(
+    waiting: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farcall_webservice.ledger.collecting.MAX_CHARACTERS", 0)
+    waiting.say("running", note="on n1")
+    waiting.heartbeat(total_workers=1, idle_workers=0)
+
+    assert waiting.reason().startswith("Running since 20")
+
+
 def test_a_report_that_says_nothing_of_use_does_no_harm(waiting: Waiting) -> None:
     waiting.say("waiting-for-nodes")
     waiting.heartbeat(total_workers="many", blocks=7, troubles={"a": 1})

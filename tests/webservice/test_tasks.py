@@ -6,9 +6,11 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import delete
 
 from farcall.wire import ErrorDetails, Result, Transition
 from farcall_webservice import registration, submission
+from farcall_webservice.models import Task
 
 if TYPE_CHECKING:
     from conftest import Answer, Person, Service
@@ -407,6 +409,22 @@ def test_a_held_request_for_one_task_does_not_return_for_another_of_its_group(
     thread.join(10)
 
     assert answers[0].done()["status"] == "success"
+
+
+def test_a_held_request_for_a_task_that_is_removed_meanwhile_says_so(
+    service: Service, ada: Person, place: Place
+) -> None:
+    receipt = place.submit()
+    (task_id,) = place.ids(receipt)
+    thread, answers = ask_in_the_background(ada, f"/v2/tasks/{task_id}?wait=25")
+    assert service.waiting.somebody_waits.wait(10)
+
+    with service.database.writing() as connection:
+        connection.execute(delete(Task).where(Task.id == task_id))
+    service.waiting.wake([receipt["task_group_id"]])
+    thread.join(60)
+
+    answers[0].refused(404, "TASK_NOT_FOUND")
 
 
 def test_a_held_request_ends_with_nothing_when_its_time_is_over(ada: Person, place: Place) -> None:

@@ -11,8 +11,10 @@ from kombu import Queue
 
 from farcall import wire
 from farcall_webservice import queues
+from farcall_webservice.catalogue import Catalogue
 from farcall_webservice.dispatch import Dispatcher
 from farcall_webservice.ledger import Ledger, Load
+from farcall_webservice.window import Window
 
 SUBMISSIONS, TASKS_EACH = 12, 3
 
@@ -168,10 +170,25 @@ def test_a_held_task_that_is_cancelled_is_not_sent(loop: Loop, endpoint_id: str)
     loop.wait_until(lambda: not loop.ledger.held_for())
 
 
+def test_only_so_much_is_let_go_at_a_time_whoever_it_is_for(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farcall_webservice.window.LET_GO_AT_ONCE", 1)
+    loop.dispatcher.stop()
+    window = Window(loop.ledger, Catalogue(loop.database), alone=True)
+    for _ in range(3):
+        receipt = loop.submit(loop.add_endpoint(accepts=["task_batch"]))
+        loop.ledger.hold_back([receipt.request_id])
+    window.recall()
+
+    rounds = [len({batch.runner_id for batch in window.let_go()}) for _ in range(3)]
+
+    assert rounds == [1, 1, 1]
+
+
 def test_a_broker_that_has_lost_everything_loses_the_window_and_no_more(
     loop: Loop, endpoint_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("farcall_webservice.reports.GRACE_S", 0.0)
+    monkeypatch.setattr("farcall_webservice.reports.BELIEVED_AFTER_S", 0.0)
     ids = submit_many(loop, endpoint_id)
     with queues.connect(loop.broker_url) as connection:
         Queue(f"{endpoint_id}.tasks", durable=True)(connection.default_channel).purge()

@@ -156,7 +156,9 @@ class Collector:
                 # A short wait, because a stop cannot interrupt it.
                 _drain(connection, timeout=0.5)
                 queues.show_life(connection)
-                while busy and self._received and self._has_room():
+                # What is reported is compared with the ledger, so the results that are here have to be in it.
+                lingers = busy or any(map(_is_report, self._received))
+                while lingers and self._received and self._has_room():
                     if not _drain(connection, timeout=LINGER_S):
                         break
                 if self._received:
@@ -259,6 +261,10 @@ def _drain(connection: Connection, timeout: float) -> bool:
     except socket.timeout:  # noqa: UP041 -- kombu's own transports raise it by this name
         return False
     return True
+
+
+def _is_report(message: Message) -> bool:
+    return str(message.delivery_info.get("routing_key")).endswith(queues.HEARTBEATS.name)
 
 
 def _body(message: Message) -> bytes:

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 #: So much of what is to be sent is held in memory; beyond that it is read from the ledger when its turn comes.
 CHARACTERS_HELD = 64 * 1024 * 1024
+#: So much is at most held of what is sent once more.
+CHARACTERS_SENT_AGAIN = 16 * 1024 * 1024
 #: What others may take over so soon is not published from memory.
 CLAIM_LEFT_S = 5.0
 #: So many commands are kept for a broker that is away, and for so long.
@@ -74,6 +76,8 @@ class Dispatcher:
         self._outgoing: list[Outgoing] = []
         #: Characters of that.
         self._held = 0
+        #: What is sent once more. The ledger has counted that, so it stays here until the broker has it.
+        self._again: list[Outgoing] = []
         #: Published, and not yet noted as such in the ledger.
         self._unmarked: list[str] = []
         #: With the time when they were given.
@@ -121,10 +125,16 @@ class Dispatcher:
             self._changed.notify()
 
     def send_again(self, outgoing: Iterable[Outgoing]) -> None:
-        """Publish what was published before and has been lost. What is not published now is found missing again."""
+        """Publish what was published before and has been lost; no more than there is :attr:`room_to_send_again` for."""
         with self._changed:
-            self._keep(list(outgoing))
+            self._again += outgoing
             self._changed.notify()
+
+    @property
+    def room_to_send_again(self) -> int:
+        """How many characters of arguments :meth:`send_again` takes now; the rest is found missing again."""
+        with self._changed:
+            return CHARACTERS_SENT_AGAIN - sum(batch.characters for batch in self._again)
 
     def heed(self, runner_id: str, *, held: bool) -> None:
         """There is news of an endpoint for which something may be held back: see soon whether it may go out.
@@ -198,26 +208,32 @@ class Dispatcher:
             with self._changed:
                 found = self._changed.wait_for(self._has_work, timeout=self._longest_wait_s())
                 outgoing, self._outgoing, self._held = self._outgoing, [], 0
-                commands, self._commands = self._commands, []
+                again = list(self._again)
                 news, self._news = self._news, set()
-                children = self._take_due_children()
             self._sweep_if_due()
             outgoing = self._still_claimed(outgoing)
             if self._backlog and not outgoing:
                 self._mark()
                 outgoing = self._take_backlog()
             released = self._let_go_if_due()
-            outgoing = [*released, *self._window.admit(outgoing)]
+            outgoing = [*again, *released, *self._window.admit(outgoing)]
             if outgoing and self._careful:
                 self._publisher = self._one_by_one.publish(connection, self._publisher, outgoing)
                 self._careful = False
             elif outgoing:
                 self._publish(outgoing)
+            with self._changed:
+                del self._again[: len(again)]
+            # What is not taken out before its turn is not lost where something before it fails.
+            with self._changed:
+                children = self._take_due_children()
             self._look_at(children)
             self._starter.step(self._publisher)
             news |= self._forwarder.take_due()
             if news:
                 self.forward(self._forwarder.take_turns(news))
+            with self._changed:
+                commands, self._commands = self._commands, []
             self._publish_commands(commands)
             if not found:
                 self._publisher.show_life()
@@ -245,7 +261,7 @@ class Dispatcher:
 
     def _has_work(self) -> bool:
         return (
-            bool(self._outgoing or self._commands or self._news or self._backlog or self._stopping)
+            bool(self._outgoing or self._again or self._commands or self._news or self._backlog or self._stopping)
             or self._starter.has_work
             or self._next_due() <= time.monotonic()
         )

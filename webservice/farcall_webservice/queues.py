@@ -56,7 +56,7 @@ def tasks_queue(endpoint_id: str) -> Queue:
 
 
 def commands_queue(endpoint_id: str) -> Queue:
-    """Where an agent is told to stop."""
+    """Where an agent is told to stop, or to ask what was cancelled."""
     return Queue(f"{endpoint_id}.commands", durable=True)
 
 
@@ -100,8 +100,8 @@ def connect(broker_url: str, *, confirm_each: bool = True, heartbeat_s: int = 0)
 
 def errors_of(broker_url: str) -> tuple[type[Exception], ...]:
     """What is raised where a broker is away, breaks down or refuses something."""
-    connection = connect(broker_url)
-    return (*connection.connection_errors, *connection.channel_errors, OperationalError)
+    connection = Connection(broker_url)
+    return (*connection.connection_errors, *connection.channel_errors, OperationalError, OSError)
 
 
 def show_life(connection: Connection) -> None:

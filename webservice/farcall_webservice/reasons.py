@@ -95,7 +95,11 @@ def _block(block: Mapping[str, Any]) -> str:
 
 
 def _running(task: Row[Any]) -> str:
-    _, since, *note = [change for change in history.read(task.history) if change[0] == TaskState.RUNNING][-1]
+    # A history that has grown too long has no line of it.
+    unnoted = (TaskState.RUNNING, task.changed_at)
+    _, since, *note = next(
+        (change for change in reversed(history.read(task.history)) if change[0] == TaskState.RUNNING), unnoted
+    )
     return f"Running {note[0]} since {iso(float(since))}" if note else f"Running since {iso(float(since))}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -24,6 +25,11 @@ log = logging.getLogger(__name__)
 GRACE_S = 10.0
 #: The code of a task that its endpoint has lost, and that is not sent again.
 LOST = "TASK_LOST"
+#: A task is lost when two reports so far apart say so: its result may be in the hands of a collector that is slow, or
+#: has just connected, where nobody can count it.
+BELIEVED_AFTER_S = 8.0
+#: So many endpoints' lost tasks are remembered.
+ENDPOINTS_REMEMBERED = 1000
 #: A user endpoint that says goodbye may take so long until it is gone.
 GOODBYE_S = 1.5
 
@@ -61,6 +67,8 @@ class Reports:
         self._dispatcher = dispatcher
         self._children = children
         self._tell = tell
+        #: By endpoint: what its reports say is lost, and since when they do.
+        self._missing: OrderedDict[str, dict[str, float]] = OrderedDict()
 
     def note(self, endpoint_id: str, reports: Sequence[wire.StatusReport]) -> None:
         """Note an endpoint's reports, which came in this order. Raises :class:`UnknownEndpoint`."""
@@ -136,8 +144,25 @@ class Reports:
         lost = list(unaccounted.taken)
         if unaccounted.sent and self._dispatcher.queued_messages(endpoint_id) == 0:
             lost += unaccounted.sent
-        if lost and not self._dispatcher.queued_results():
-            self._send_again(endpoint_id, lost, were_taken=False)
+        if lost and self._dispatcher.queued_results():
+            return
+        believed = self._believed(endpoint_id, lost)
+        if believed:
+            self._send_again(endpoint_id, believed, were_taken=False)
+
+    def _believed(self, endpoint_id: str, lost: Sequence[str]) -> list[str]:
+        """Those of these lost tasks that an earlier report has missed too."""
+        now = time.monotonic()
+        before = self._missing.pop(endpoint_id, {})
+        since = {task_id: before.get(task_id, now) for task_id in lost}
+        believed = [task_id for task_id in lost if now - since[task_id] >= BELIEVED_AFTER_S]
+        # Once it was sent again, it has to be missed anew.
+        self._missing[endpoint_id] = {each: since[each] for each in lost if now - since[each] < BELIEVED_AFTER_S}
+        if not self._missing[endpoint_id]:
+            del self._missing[endpoint_id]
+        while len(self._missing) > ENDPOINTS_REMEMBERED:
+            self._missing.popitem(last=False)
+        return believed
 
     def _reconcile_idle(self, runner: Row[Any], latest: wire.StatusReport) -> None:
         """The same for an endpoint that does not say what it holds, but has now said twice that it has nothing to do.
@@ -164,6 +189,9 @@ class Reports:
             ]
             self._tell(self._ledger.record_results(None, failures))
         again = [task_id for task_id in task_ids if task_id not in hopeless]
-        if again:
-            log.warning("sending %d tasks to endpoint %s again: it does not hold them", len(again), endpoint_id)
-            self._dispatcher.send_again(self._ledger.resend(again))
+        # As many as there is room for: the others are found missing with a later report.
+        outgoing = self._ledger.resend(again, at_most=self._dispatcher.room_to_send_again)
+        if outgoing:
+            count = sum(len(batch.tasks) for batch in outgoing)
+            log.warning("sending %d tasks to endpoint %s again: it does not hold them", count, endpoint_id)
+            self._dispatcher.send_again(outgoing)

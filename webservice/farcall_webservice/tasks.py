@@ -157,7 +157,7 @@ def get_task(query: dict[str, Any], task_id: str) -> Response:
     if row.completed_at is None and query["wait"]:
 
         def ended() -> Row[Any] | None:
-            (now,) = own.ledger.tasks([task_id])
+            now = access.owned_task(own.ledger, g.caller, task_id)
             return now if now.completed_at is not None else None
 
         row = wait_for(row.task_group_id, query["wait"], ended) or row

@@ -24,6 +24,8 @@ from farcall_webservice.ledger import Ledger, Load, Outgoing
 WINDOW = Load(tasks=20_000, size=32 * 1024 * 1024)
 #: So much a process publishes for a runner before it looks for the first time.
 UNASKED = Load(tasks=2000, size=4 * 1024 * 1024)
+#: So much is let go at a time, whoever it is for; what comes beyond that has to wait for the next time.
+LET_GO_AT_ONCE = 32 * 1024 * 1024
 #: What is held back is let go when no more than this part of the window is filled.
 REFILL_BELOW = 0.6
 #: An endpoint is not looked at more often, however much is heard of it.
@@ -160,8 +162,14 @@ class Window:
         held = self._ledger.held_for(due)
         with self._lock:
             self._held -= due - held
-        for endpoint_id in sorted(held):
-            yield from self._let_go(endpoint_id)
+        waiting = sorted(held, reverse=True)
+        size = 0
+        while waiting and size < LET_GO_AT_ONCE:
+            batches = self._let_go(waiting.pop())
+            size += sum(batch.characters for batch in batches)
+            yield from batches
+        with self._lock:
+            self._due.update(dict.fromkeys(waiting, 0.0))
 
     def _take_due(self) -> set[str]:
         now = time.monotonic()

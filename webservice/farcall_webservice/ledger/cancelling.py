@@ -3,7 +3,7 @@
 Whoever locks a task's row first decides how it ends: the one who cancels, or the collector with its result. What the
 agent has to be told stands in `cancellations`, written in the same transaction. It cannot be known whether a task has
 reached its agent already, or is on its way; so every agent that can be told is told of every such task, but of those
-that were held back and have never been sent.
+that have been held back from the beginning.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Cancelling(Holding, Ending):
         how = ending(state, now, reason, code=code)
         into.groups |= self._end_alike(connection, rows, how)
         into.task_ids += [row.id for row in rows]
-        unsent = self._held_back(connection, [row.id for row in rows])
+        unsent = self._never_sent(connection, [row.id for row in rows])
         agents = _can_be_told(connection, {row.runner_id for row in rows if row.id not in unsent})
         into.agents |= agents
         words = [

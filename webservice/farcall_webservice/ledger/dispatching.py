@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Connection, Executable, bindparam, or_, select, update
+from sqlalchemy import Connection, Executable, bindparam, func, or_, select, update
 
 from farcall.wire import BatchedTask, TaskState
 from farcall_webservice.ledger.book import Book, in_parts
@@ -76,7 +76,9 @@ class Dispatching(Book):
         """
         held = set(holds)
         found = Unaccounted()
-        question = {"runner": runner_id, "before": time.time() - grace_s, "limit": limit}
+        question = {"runner": runner_id, "before": time.time() - grace_s}
+        # What is held may come first, and must not hide the rest.
+        question["limit"] = limit + len(held)
         with self._database.reading() as connection:
             for state in (TaskState.WAITING_FOR_EP, *sorted(REPORTABLE_STATES)):
                 into = found.sent if state == TaskState.WAITING_FOR_EP else found.taken
@@ -117,17 +119,34 @@ class Dispatching(Book):
                         reasons[row.id] = NEVER_ARRIVED
         return reasons
 
-    def resend(self, task_ids: Sequence[str], *, as_lost: bool = True) -> list[Outgoing]:
+    def resend(self, task_ids: Sequence[str], *, as_lost: bool = True, at_most: int | None = None) -> list[Outgoing]:
         """Return tasks that go out once more; those that have ended meanwhile are left out.
 
-        ``as_lost`` notes it in their history, so that what is lost again and again can be told.
+        ``as_lost`` notes it in their history, so that what is lost again and again can be told. Of more than
+        ``at_most`` characters of arguments the first tasks are returned; one task is not too many for any room.
         """
+        if at_most is not None and at_most <= 0:
+            return []
         now = time.time()
         with self._database.writing() as connection:
             unfinished = [row.id for row in self._unfinished(connection, task_ids, None)]
+            if at_most is not None:
+                unfinished = _first_that_fit(connection, unfinished, at_most)
             for some in in_parts(unfinished if as_lost else ()):
                 connection.execute(_SEND_AGAIN, {"ids": some, "now": now, "line": line(TaskState.WAITING_FOR_EP, now)})
             return outgoing(connection, unfinished, of_submissions=False)
+
+
+def _first_that_fit(connection: Connection, task_ids: Sequence[str], characters: int) -> list[str]:
+    fitting: list[str] = []
+    for some in in_parts(task_ids):
+        sizes = {row.id: row.size for row in connection.execute(_SIZES, {"ids": some})}
+        for task_id in some:
+            characters -= sizes[task_id]
+            if characters < 0 and fitting:
+                return fitting
+            fitting.append(task_id)
+    return fitting
 
 
 def outgoing(connection: Connection, ids: Sequence[str], *, of_submissions: bool) -> list[Outgoing]:
@@ -193,6 +212,7 @@ _RECEIVED = (task.submission_id.in_(IDS), task.state == TaskState.RECEIVED.value
 _MARK_TASKS = update(TASKS).where(*_RECEIVED).values(**_ON_QUEUE)
 #: For databases in which several may write at a time; always in the same order, so that none waits in a circle.
 _LOCK_RECEIVED = select(task.id).where(*_RECEIVED).order_by(task.id).with_for_update()
+_SIZES = select(task.id, func.length(task.payload).label("size")).where(task.id.in_(IDS))
 _SEND_AGAIN = update(TASKS).where(task.id.in_(IDS), IS_UNFINISHED).values(**_ON_QUEUE)
 
 _OUTGOING = (

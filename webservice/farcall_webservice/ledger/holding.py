@@ -52,11 +52,14 @@ class Holding(Dispatching):
             row = connection.execute(_ON_QUEUE, {"runner": runner_id, "limit": at_most}).one()
         return Load(int(row.tasks), int(row.size or 0))
 
-    def _held_back(self, connection: Connection, task_ids: Sequence[str]) -> set[str]:
-        """Those of these tasks that are held back, and stay so until the end of the transaction."""
+    def _never_sent(self, connection: Connection, task_ids: Sequence[str]) -> set[str]:
+        """Those of these tasks that were held back from the beginning, and are until the end of the transaction.
+
+        What is held back later may be on the queue: published by a process that has not lived to note it.
+        """
         found: set[str] = set()
         for some in in_parts(task_ids):
-            found.update(connection.execute(_HELD_TASKS, {"ids": some}).scalars())
+            found.update(connection.execute(_HELD_FROM_THE_BEGINNING, {"ids": some}).scalars())
         return found
 
     def let_go(self, endpoint_id: str, room: Load) -> list[Outgoing] | None:
@@ -107,10 +110,10 @@ _HELD_FOR = _HELD_FOR_ANY.where(endpoint.id.in_(IDS))
 _HELD_SINCE = (
     select(submission.held_at).join(TASKS, task.submission_id == submission.id).where(task.id == bindparam("of"))
 )
-_HELD_TASKS = (
+_HELD_FROM_THE_BEGINNING = (
     select(task.id)
     .join(SUBMISSIONS, submission.id == task.submission_id)
-    .where(task.id.in_(IDS), _IS_HELD)
+    .where(task.id.in_(IDS), submission.held_at == submission.created_at)
     .with_for_update(of=SUBMISSIONS, read=True)
 )
 #: Locked before their tasks are read, so that none is sent that is being cancelled as one that was not.
@@ -122,11 +125,15 @@ _OLDEST_HELD = (
     .with_for_update()
 )
 #: Without those that were set aside. What a process leaves when it dies is published by another.
-_ON_THEIR_WAY = select(func.count()).where(
-    submission.dispatched_at.is_(None),
-    submission.held_at.is_(None),
-    submission.endpoint_id == bindparam("endpoint"),
-    submission.claimed_by.is_not(None),
+_ON_THEIR_WAY = select(
+    exists()
+    .where(
+        submission.dispatched_at.is_(None),
+        submission.held_at.is_(None),
+        submission.endpoint_id == bindparam("endpoint"),
+        submission.claimed_by.is_not(None),
+    )
+    .select_from(SUBMISSIONS)
 )
 _LOCK_ENDPOINT = select(endpoint.id).where(endpoint.id == bindparam("endpoint")).with_for_update()
 _waiting = (

@@ -66,7 +66,10 @@ class Removing(Cancelling):
         return len(task_ids)
 
     def remove_cancellations(self, made_before: float) -> int:
-        """Remove some of those that no agent has asked for: nobody will deliver these tasks any more."""
+        """Remove some of those that no agent has confirmed for so long.
+
+        An agent that comes back even later runs what its queue still holds of them, and its result is passed over.
+        """
         with self._database.writing() as connection:
             question = {"before": made_before, "limit": AT_ONCE}
             task_ids = list(connection.execute(_OLD_CANCELLATIONS, question).scalars())
