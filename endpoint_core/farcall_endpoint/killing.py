@@ -163,8 +163,17 @@ class Killer:
                     self._look()
                 except Exception:
                     log.exception("ending processes failed, trying again")
-                time.sleep(pause_s)
-                pause_s = min(1.2 * pause_s, _LAST_LOOK_S)
+                if self._work.wait(self._until_kill(pause_s)):
+                    self._work.clear()
+                    pause_s = _FIRST_LOOK_S
+                else:
+                    pause_s = min(1.2 * pause_s, _LAST_LOOK_S)
+
+    def _until_kill(self, most_s: float) -> float:
+        """So long, but not past the moment in which the next is to be killed; and little once one has been."""
+        with self._lock:
+            rests = [ending.kill_at - time.monotonic() for ending in self._endings]
+        return min([most_s, *(max(rest, 0.01) if rest > 0 else _FIRST_LOOK_S for rest in rests)])
 
     def _look(self) -> None:
         with self._lock:
