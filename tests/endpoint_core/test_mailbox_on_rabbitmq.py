@@ -96,12 +96,15 @@ class Broker:
     def take(self, name: str) -> Any:
         """The same as it came."""
         found: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        consumer = self.connection.Consumer([Queue(name)], on_message=found.put, auto_declare=False, no_ack=True)
+        consumer = self.connection.Consumer([Queue(name)], on_message=found.put, auto_declare=False)
         consumer.qos(prefetch_count=1)
         with consumer:
             while found.empty():
                 self.connection.drain_events(timeout=PATIENCE_S)
-        return found.get()
+        message = found.get()
+        # Only now, when nothing more is sent to us that nobody would take.
+        message.ack()
+        return message
 
     def hang_up(self) -> None:
         """Close all connections but our own."""

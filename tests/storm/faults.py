@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 #: What is broken for as long as the block lasts. Yields what it was done to, in words; None if there was nobody.
 Fault = Callable[[World, Strike], contextlib.AbstractContextManager[str | None]]
 
-#: How far a clock jumps, in seconds, either way.
-JUMPS_S = (3600, -3600, 86_400 * 30, -120)
+#: How far a clock jumps, in seconds, either way: by less than anything lives.
+JUMPS_S = (3600, -3600, 86_400, -120)
 
 
 def of(world: World) -> Mapping[str, tuple[Fault, float]]:
