@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import uuid
 from collections.abc import Iterator
@@ -124,7 +125,8 @@ def test_a_task_that_the_kernel_ends_for_want_of_memory_is_reported_so(tmp_path:
         kept = []
         for _ in range(200):
             kept.append(bytearray(8 * 1024 * 1024))
-            time.sleep(0.02)
+            # Slowly enough to be seen at it.
+            time.sleep(0.1)
 
     init = f"echo $$ > {small_group}/cgroup.procs"
     with bench(tmp_path, worker_init=init) as node:
@@ -133,4 +135,4 @@ def test_a_task_that_the_kernel_ends_for_want_of_memory_is_reported_so(tmp_path:
     assert isinstance(error, WorkerEnded)
     assert (error.cause, error.task_id, error.exit_code) == ("died", "eater", -signal.SIGKILL)
     assert error.memory.startswith("The kernel ended a process for want of memory in the control group of this block")
-    assert "was seen using up to 0.2 GB" in error.memory or "was seen using up to 0.3 GB" in error.memory
+    assert re.search(r"was seen using up to 0\.[1-3] GB", error.memory)
