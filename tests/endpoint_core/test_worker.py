@@ -26,6 +26,8 @@ def fresh_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing loaded; and what tasks do to the process, which here is the tests' own, is undone."""
     worker._functions.clear()
     monkeypatch.chdir(Path.cwd())
+    # Its children are the servers of other tests. That a task's are ended is tested where there is a real worker.
+    monkeypatch.setattr(worker, "_end_children", lambda _: None)
     for name in ("GC_TASK_UUID", "FARCALL_TASK_ID"):
         monkeypatch.setenv(name, "")
 
