@@ -61,7 +61,9 @@ def load(service_url: str | None = None, token: str | None = None) -> Settings:
     stored = read_credentials()
     url = service_url or os.environ.get("FARCALL_SERVICE_URL") or (stored.service_url if stored else None)
     url = check_url(url or DEFAULT_SERVICE_URL)
-    token = token or os.environ.get("FARCALL_TOKEN")
+    token = _checked_token(token, "the token that was passed") or _checked_token(
+        os.environ.get("FARCALL_TOKEN"), "FARCALL_TOKEN"
+    )
     if token:
         return Settings(url, token)
     client = _client_in(OWN_VARIABLES)
@@ -70,6 +72,16 @@ def load(service_url: str | None = None, token: str | None = None) -> Settings:
     # Only as far as they are needed: half a client of Globus is nothing to somebody who has another login.
     client = client or next(filter(None, map(_client_in, GLOBUS_VARIABLES)), None)
     return Settings(url, None, *(client or ()))
+
+
+def _checked_token(token: str | None, source: str) -> str | None:
+    """Without the line's end that a file or a program has left at it. What is wrong with one is told without it."""
+    token = (token or "").strip()
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise ConfigurationError(
+            f"{source} holds a character that no token has, such as a blank or a line's end: set it to the token alone"
+        )
+    return token or None
 
 
 def login_variable() -> str | None:

@@ -119,6 +119,22 @@ def test_what_is_no_url_is_refused(url: str) -> None:
         config.check_url(url)
 
 
+def test_a_line_end_after_a_token_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARCALL_TOKEN", "fc_environment\n")
+
+    assert config.load().token == "fc_environment"
+
+
+@pytest.mark.parametrize("token", ["fc_se\ncret", "fc_se cret", "fc_s\u00e9cret"])
+def test_what_is_no_token_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("FARCALL_TOKEN", token)
+
+    with pytest.raises(ConfigurationError, match="FARCALL_TOKEN holds a character") as refused:
+        config.load()
+
+    assert "fc_" not in str(refused.value)
+
+
 def test_a_token_is_not_shown() -> None:
     assert "fc_secret" not in repr(config.Settings("http://a", "fc_secret"))
 
