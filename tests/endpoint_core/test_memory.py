@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import uuid
 from collections.abc import Iterator
@@ -135,4 +134,4 @@ def test_a_task_that_the_kernel_ends_for_want_of_memory_is_reported_so(tmp_path:
     assert isinstance(error, WorkerEnded)
     assert (error.cause, error.task_id, error.exit_code) == ("died", "eater", -signal.SIGKILL)
     assert error.memory.startswith("The kernel ended a process for want of memory in the control group of this block")
-    assert re.search(r"was seen using up to 0\.[1-3] GB", error.memory)
+    assert "was seen using up to 0.2 GB" in error.memory or "was seen using up to 0.3 GB" in error.memory

@@ -170,6 +170,17 @@ def test_a_held_task_that_is_cancelled_is_not_sent(loop: Loop, endpoint_id: str)
     loop.wait_until(lambda: not loop.ledger.held_for())
 
 
+def test_of_a_cancelled_task_that_was_held_back_from_the_beginning_no_agent_is_told(
+    loop: Loop, endpoint_id: str
+) -> None:
+    submit_many(loop, endpoint_id)
+    late = loop.submit(endpoint_id, TASKS_EACH).tasks[FUNCTION]
+
+    cancelled = loop.ledger.cancel(late)
+
+    assert {*cancelled.task_ids} == {*late} and not cancelled.agents
+
+
 def test_only_so_much_is_let_go_at_a_time_whoever_it_is_for(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("farcall_webservice.window.LET_GO_AT_ONCE", 1)
     loop.dispatcher.stop()
