@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform
 import subprocess
@@ -15,20 +14,11 @@ from farcall.errors import FarcallError, ServiceUnavailable, Unauthenticated
 
 from . import directories, loading, pidfile, plugins
 from .pidfile import State
+from .provider import Finding
 from .service import Service
 
 #: How long the workers' Python may take to import what it needs; a shared file system can be slow.
 PROBE_TIMEOUT_S = 60
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at. ``remedy`` is what to do where it is not well."""
-
-    subject: str
-    is_well: bool
-    said: str
-    remedy: str = ""
 
 
 def examine(directory: Path, service: Callable[[], Service]) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +18,10 @@ from farcall.errors import FarcallError
 
 class ProviderError(FarcallError, RuntimeError):
     """The system refused a block; the message is what it said, for the people who wait for their tasks."""
+
+
+class SystemUnavailable(ProviderError):
+    """The system could not be asked. It may answer later, and says nothing against the block that was wanted."""
 
 
 class BlockState(enum.Enum):
@@ -48,13 +52,37 @@ class BlockSpec:
     command: str
     #: What people see in the system's lists; letters, digits, ``.``, ``_`` and ``-``. Need not be unique.
     name: str
-    #: A directory for the block's files, which the nodes can see too. It may not exist yet.
+    #: A directory of the agent for the block's files. It may not exist yet.
     run_dir: Path
+    #: Who asks: letters and digits, at most 12, the same for all blocks of an endpoint and for nobody else's.
+    owner: str = ""
     nodes: int = 1
     #: How long the block may live; None leaves it to the system.
     walltime_s: int | None = None
     #: Shell lines that run before the command, in the same shell, such as ``module load python``.
     worker_init: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """How the nodes of a provider reach the agent, where they do not see its files or its addresses."""
+
+    #: Where they connect to.
+    address: str
+    #: What they connect to there, by the agent's port that is meant.
+    ports: Mapping[int, int]
+    #: The directory, as the nodes see it, that has the same files as the agent's ``run_dir`` had.
+    directory: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at for ``doctor``. ``remedy`` is what to do where it is not well."""
+
+    subject: str
+    is_well: bool
+    said: str
+    remedy: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +121,9 @@ class Provider(ABC):
     #: Whether blocks may be on other machines than the agent; if not, all that they talk to is on 127.0.0.1.
     needs_network: ClassVar[bool] = True
 
+    #: What starts the workers on each node of a block with several, unless the administrator says: see ``blocks``.
+    launcher: ClassVar[str] = "single"
+
     #: Seconds between two questions for the states of blocks; None is the period of the scaling strategy.
     poll_period_s: ClassVar[int | None] = None
 
@@ -114,10 +145,31 @@ class Provider(ABC):
     def cancel(self, block_ids: Sequence[str]) -> None:
         """Stop blocks, with everything they started. Stopping one that has ended or is unknown is no error."""
 
-    def reason(self, block_id: str) -> str:
-        """Why a block that was asked for does not run yet, in the system's words; empty if nothing is known.
+    def owned(self, owner: str) -> list[str]:
+        """The ids of all blocks asked for by this owner that may not have ended, also those of an earlier agent.
 
-        It is what :meth:`states` has found out; nobody is asked for it.
+        Where no block outlives its agent, as here, there are none but this agent's, and nobody needs to be told of
+        them. Raises :class:`SystemUnavailable` if the system cannot say.
+        """
+        return []
+
+    def give_access(self, run_dir: Path, ports: Sequence[int]) -> Access | None:
+        """Let the nodes of coming blocks reach these TCP ports of the agent, and read what is in ``run_dir`` now.
+
+        None, as here, if they can do so without help. Called before the first block, and again when the engine has
+        been started again, with another directory and other ports; the earlier ones are of no use then. Raises
+        :class:`ProviderError`.
+        """
+        return None
+
+    def examine(self) -> Iterator[Finding]:
+        """What can be wrong with the system or the way to it, for ``doctor``; no block is asked for."""
+        return iter(())
+
+    def reason(self, block_id: str) -> str:
+        """What the system says of a block that has not ended: why it waits, or on which nodes it runs.
+
+        It is what :meth:`states` has found out, and may be empty; nobody is asked for it.
         """
         return ""
 
