@@ -202,12 +202,17 @@ def providers(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def doctor(name: Name = DEFAULT_NAME) -> None:
+def doctor(
+    name: Name = DEFAULT_NAME,
+    block: Annotated[bool, typer.Option(help="Ask for a block, to see whether its nodes can work.")] = True,
+    wait: Annotated[float, typer.Option(min=1, help="Seconds that the block may take to begin.")] = 120,
+) -> None:
     """Look for what would keep an endpoint from working, and say how to mend it."""
     from .doctor import examine
 
     all_is_well = True
-    for finding in examine(directories.endpoint_directory(name), _service):
+    directory = directories.endpoint_directory(name)
+    for finding in examine(directory, _service, patience_s=wait if block else None, tell=_complain):
         typer.echo(f"{'OK  ' if finding.is_well else 'BAD '} {finding.subject}: {finding.said}")
         if not finding.is_well:
             all_is_well = False

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -13,19 +10,32 @@ from pathlib import Path
 from farcall.errors import FarcallError, ServiceUnavailable, Unauthenticated
 
 from . import directories, loading, pidfile, plugins
+from .config import EndpointConfig
 from .pidfile import State
 from .provider import Finding
 from .service import Service
-
-#: How long the workers' Python may take to import what it needs; a shared file system can be slow.
-PROBE_TIMEOUT_S = 60
+from .trial import try_a_block
 
 
-def examine(directory: Path, service: Callable[[], Service]) -> Iterator[Finding]:
-    """Look at one thing after the other; each is yielded as soon as it is known."""
+def examine(
+    directory: Path,
+    service: Callable[[], Service],
+    *,
+    patience_s: float | None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Iterator[Finding]:
+    """Look at one thing after the other; each is yielded as soon as it is known.
+
+    A block may take ``patience_s`` to begin; None asks for none. ``tell`` hears how it gets on.
+    """
     yield _versions()
-    yield from _configuration(directory)
-    yield _worker_environment()
+    try:
+        config = loading.load_config(directory)
+    except FarcallError as error:
+        yield Finding("configuration", False, str(error), f"correct {directory}, then look again")
+    else:
+        yield Finding("configuration", True, str(loading.config_path(directory)))
+        yield from _provider(config, patience_s, tell)
     yield from _service(directory, service)
 
 
@@ -35,45 +45,25 @@ def _versions() -> Finding:
     return Finding("versions", True, said)
 
 
-def _configuration(directory: Path) -> Iterator[Finding]:
+def _provider(config: EndpointConfig, patience_s: float | None, tell: Callable[[str], None]) -> Iterator[Finding]:
     try:
-        config = loading.load_config(directory)
-    except FarcallError as error:
-        yield Finding("configuration", False, str(error), f"correct {directory}, then look again")
-        return
-    yield Finding("configuration", True, str(loading.config_path(directory)))
-    try:
-        provider, _ = plugins.provider_config(config.provider)
-        yield Finding("provider", True, f"{config.provider.type} ({provider.__module__}.{provider.__name__})")
+        provider = plugins.build_provider(config.provider)
     except FarcallError as error:
         remedy = "see farcall-endpoint providers, and the options under engine.provider"
         yield Finding("provider", False, str(error), remedy)
-
-
-def _worker_environment() -> Finding:
-    # The agent puts the directory of its interpreter first, as is done here.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    probe = "import farcall_endpoint.pool, dill, platform; print(platform.python_version(), 'dill', dill.__version__)"
+        return
     try:
-        done = subprocess.run(
-            ["python3", "-P", "-c", probe],
-            env={**os.environ, "PATH": path},
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=PROBE_TIMEOUT_S,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("workers", False, f"python3 cannot be run: {error}", "put Python 3.11 or newer in PATH")
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        return Finding(
-            "workers",
-            False,
-            f"python3 in PATH cannot import farcall_endpoint: {said}",
-            f"install it where the workers' python3 is: {sys.executable} -m pip install farcall-endpoint",
-        )
-    return Finding("workers", True, f"Python {done.stdout.strip()}")
+        kind = type(provider)
+        yield Finding("provider", True, f"{config.provider.type} ({kind.__module__}.{kind.__name__})")
+        all_is_well = True
+        for finding in provider.examine():
+            all_is_well = all_is_well and finding.is_well
+            yield finding
+        # Where a command is missing, a block would only say so again.
+        if all_is_well and patience_s is not None:
+            yield from try_a_block(config, provider, patience_s=patience_s, tell=tell)
+    finally:
+        provider.close()
 
 
 def _service(directory: Path, make_service: Callable[[], Service]) -> Iterator[Finding]:

@@ -95,7 +95,7 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
         )
         if address is None:
             self.address = None
-            self.all_addresses = _own_addresses()
+            self.all_addresses = own_addresses()
         self.enable_mpi_mode = mpi
         self.mpi_launcher = config.mpi_launcher or LAUNCHERS[0]
         self.blocks = blocks
@@ -110,7 +110,7 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
         self._observed_workers: int | None = None
 
     def start(self) -> None:
-        _find_our_python()
+        find_our_python()
         Path(self.logdir).mkdir(parents=True, exist_ok=True)
         super().start()
         # Parsl waits for ever for an interchange that has died, and so would we.
@@ -249,7 +249,7 @@ def _interchange_command() -> list[str]:
     return [*lifeline, sys.executable, "-m", f"{__package__}.interchange"]
 
 
-def _find_our_python() -> None:
+def find_our_python() -> None:
     """A block on this machine finds ``python3`` through PATH; ours must come before anybody else's."""
     ours = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", "")
@@ -257,7 +257,7 @@ def _find_our_python() -> None:
         os.environ["PATH"] = os.pathsep.join([ours, path]) if path else ours
 
 
-def _own_addresses() -> set[str]:
+def own_addresses() -> set[str]:
     """Every address by which this machine may be reached from elsewhere; managers find out which one works."""
     found = {
         address.address
