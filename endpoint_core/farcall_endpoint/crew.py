@@ -14,51 +14,38 @@ import pickle
 import platform
 import secrets
 import selectors
-import socket
-import struct
 import sys
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-import psutil
 from parsl.app.errors import RemoteExceptionWrapper
 from parsl.multiprocessing import SpawnContext
 from parsl.serialize import serialize
 
-from farcall.errors import ConfigurationError
-
 from . import killing
 from .bell import Bell
-from .failures import TooLittleTime, WorkerEnded
-from .guards import node_timeout_s
+from .blocktime import BlockTime
+from .crewmember import Member
+from .failures import WorkerEnded
 from .killing import GRACE_S
-from .memory import Kills, Memory
+from .memory import Memory
 from .nodes import Nodes
 from .outlets import Listener, Outlet
 from .workerend import HELLO, WorkerEnd
 
 log = logging.getLogger(f"parsl.{__name__}")
 
-#: How long a worker that waits for work may take to read it before it counts as stuck, and one that has begun to say
-#: something to finish it. The others wait meanwhile.
-MOST_SENDING_S = 10
-
 #: A worker that has closed its pipe is dying. If it lives on, a task has closed it: nothing can come of that.
 _MOST_DYING_S = 1.0
 
 #: Calls that are no longer wanted and may still come.
 _MOST_UNWANTED = 100_000
-
-#: Calls that do not fit into the rest of the block's time are given back so often at most: they may come again at once.
-_GIVING_BACK_S = 1.0
 
 #: How often the memory of workers is looked at, and the time.
 _TICK_S = 0.5
@@ -70,32 +57,6 @@ class _Closed(Exception):
 
 class NotEnoughNodes(Exception):
     """A task asks for more nodes than its block has."""
-
-
-@dataclass(eq=False)
-class _Worker:
-    number: int
-    process: SpawnProcess
-    pipe: Connection
-    outlet: Outlet
-    #: What tells its processes from all others.
-    root: psutil.Process
-    mark: str
-    #: Readable when it is dead.
-    death: int
-    task: dict[str, Any] | None = None
-    #: It has said hello, so it can start.
-    proven: bool = False
-    #: Why it is being ended: ``died``, ``cancelled`` or ``timeout``.
-    ending: str | None = None
-    #: Why we have ended it although nobody wanted that.
-    fault: str = ""
-    #: Whose place it takes, until that one has ended with all that came of it: so long nothing is given to it.
-    after: _Worker | None = None
-    buried: bool = False
-    #: What the kernel said of memory before its call began, and the most it has used.
-    kills: Kills = field(default_factory=Kills)
-    peak: int | None = None
 
 
 class Crew:
@@ -116,20 +77,16 @@ class Crew:
     ) -> None:
         self._start = start
         self._nodes = nodes or Nodes([])
-        self._default_timeout_s = _node_timeout_s()
-        # By a clock that nobody sets.
-        self._ends = None if ends_at is None else time.monotonic() + ends_at - time.time()
+        self._time = BlockTime(ends_at)
         self._memory = memory or Memory()
         self._lock = threading.Lock()
         self._hiring = threading.Lock()
         self._waiting: deque[dict[str, Any]] = deque()
-        self._idle: deque[_Worker] = deque()
-        self._workers: set[_Worker] = set()
+        self._idle: deque[Member] = deque()
+        self._workers: set[Member] = set()
         self._reports: deque[bytes] = deque()
         self._unreplaced: set[int] = set()
         self._unwanted: OrderedDict[int, None] = OrderedDict()
-        self._untimely: list[dict[str, Any]] = []
-        self._given_back = float("-inf")
         self._kills = self._memory.kills()
         self._selector = selectors.DefaultSelector()
         self._bell = Bell()
@@ -149,7 +106,7 @@ class Crew:
         """Start a worker."""
         return self._hire(number, None)
 
-    def _hire(self, number: int, after: _Worker | None) -> SpawnProcess:
+    def _hire(self, number: int, after: Member | None) -> SpawnProcess:
         ours, theirs = SpawnContext.Pipe()
         outputs = [SpawnContext.Pipe(duplex=False) for _ in range(2)]
         secret, mark = secrets.token_hex(8), f"{os.getpid()}-{number}-{secrets.token_hex(8)}"
@@ -164,13 +121,10 @@ class Crew:
                 process = self._start(number, end)
             finally:
                 del os.environ[killing.MARK]
-            assert process.pid is not None
-            root = psutil.Process(process.pid)
-            self._own.add(process.pid)
+            outlet = Outlet(number, platform.node(), [reading for reading, _ in outputs], secret)
+            worker = Member.of(number, process, ours, outlet, mark)
+            self._own.add(worker.root.pid)
         end.close()
-        _limit_waiting(ours)
-        outlet = Outlet(number, platform.node(), [reading for reading, _ in outputs], secret)
-        worker = _Worker(number, process, ours, outlet, root, mark, _descriptor_of_death(process))
         with self._lock:
             worker.after = after if after is not None and not after.buried else None
             self._workers.add(worker)
@@ -210,7 +164,7 @@ class Crew:
                 self._report(task, self._cancelled())
             elif self._nodes.wanted(task) > self._nodes.count:
                 self._report(task, _too_few(self._nodes, task))
-            elif not self._fits(task):
+            elif not self._time.fits(task):
                 self._give_back(task)
             else:
                 self._waiting.append(task)
@@ -230,7 +184,7 @@ class Crew:
                 self._report(task, self._cancelled())
             for worker in list(self._workers):
                 # If its result is there already, it has ended by itself.
-                if worker.task is not None and worker.task["task_id"] in unwanted and not _has_answered(worker):
+                if worker.task is not None and worker.task["task_id"] in unwanted and not worker.has_answered():
                     self._end(worker, "cancelled", grace_s)
 
     def qsize(self) -> int:
@@ -255,7 +209,7 @@ class Crew:
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
-    def _hear(self, worker: _Worker) -> bytes | None:
+    def _hear(self, worker: Member) -> bytes | None:
         """Take a worker's result or its hello; if it has nothing to say any more, see to its end and succession."""
         with suppress(EOFError, OSError):
             if worker.ending is None and worker.pipe.poll():
@@ -279,7 +233,7 @@ class Crew:
             self._end(worker, "died", GRACE_S)
         return None
 
-    def _end(self, worker: _Worker, cause: str, grace_s: float) -> None:
+    def _end(self, worker: Member, cause: str, grace_s: float) -> None:
         """Have a worker's processes ended, if that has not begun already, and hear no more of it until then."""
         if worker.ending is not None:
             return
@@ -298,15 +252,14 @@ class Crew:
                 self._unreplaced.add(worker.number)
         else:
             self._unreplaced.add(worker.number)
-        running = worker.outlet.running()
-        tree = killing.Tree(worker.root, worker.mark, running.task_id if running else None)
+        tree = worker.tree()
         if cause == "died" and worker.process.is_alive():
             # Its pipe is closed, and it is probably on its way out.
             threading.Thread(target=self._await_death, args=(worker, tree, grace_s), daemon=True).start()
         else:
             self._killer.end(tree, grace_s, lambda: self._bury(worker))
 
-    def _try_to_hire(self, number: int, after: _Worker | None) -> None:
+    def _try_to_hire(self, number: int, after: Member | None) -> None:
         """If that cannot be done now, perhaps as its task has used up all processes or memory, it is tried again."""
         try:
             self._hire(number, after)
@@ -318,14 +271,14 @@ class Crew:
             with self._lock:
                 self._unreplaced.add(number)
 
-    def _await_death(self, worker: _Worker, tree: killing.Tree, grace_s: float) -> None:
-        if not _has_ended(worker.process, _MOST_DYING_S):
+    def _await_death(self, worker: Member, tree: killing.Tree, grace_s: float) -> None:
+        if not worker.has_ended(_MOST_DYING_S):
             worker.fault = worker.fault or "its connection to the manager was closed, perhaps by the task"
         self._killer.end(tree, grace_s, lambda: self._bury(worker))
 
-    def _bury(self, worker: _Worker) -> None:
+    def _bury(self, worker: Member) -> None:
         """A worker has ended, and all that came of it: report what it was doing, and see to its succession."""
-        _has_ended(worker.process, _MOST_DYING_S)
+        worker.has_ended(_MOST_DYING_S)
         with self._hiring:
             self._own.discard(worker.root.pid)
         worker.outlet.drain()
@@ -337,7 +290,7 @@ class Crew:
                 worker.task = self._waiting.popleft()
             if worker.task is not None:
                 self._nodes.take_back(worker.task)
-                self._report(worker.task, self._how_it_ended(worker))
+                self._report(worker.task, worker.how_it_ended(self._memory))
             for successor in [other for other in self._workers if other.after is worker]:
                 successor.after = None
                 if successor.proven:
@@ -345,9 +298,7 @@ class Crew:
             # The nodes that it had may be what others wait for.
             self._hand_out()
         self.listener.remove(worker.outlet)
-        worker.pipe.close()
-        if worker.death != worker.process.sentinel:
-            os.close(worker.death)
+        worker.close()
 
     def _hand_out(self) -> None:
         while self._waiting and self._idle:
@@ -356,7 +307,7 @@ class Crew:
                 # Its end is about to be noticed. Until then its pipe may be held by what its tasks left behind.
                 self._idle.popleft()
                 continue
-            if not self._fits(self._waiting[0]):
+            if not self._time.fits(self._waiting[0]):
                 self._give_back(self._waiting.popleft())
                 continue
             if not self._nodes.lend(self._waiting[0]):
@@ -376,30 +327,13 @@ class Crew:
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
-    def _fits(self, task: dict[str, Any]) -> bool:
-        needs_s = _needs_s(task)
-        return self._ends is None or needs_s is None or time.monotonic() + needs_s <= self._ends
-
-    def _timeout_of(self, task: dict[str, Any] | None) -> float | None:
-        own = _said_of(task).get("timeout_s")
-        return self._default_timeout_s if own is None else float(own)
-
     def _give_back(self, task: dict[str, Any]) -> None:
-        self._untimely.append(task)
+        self._time.put_aside(task)
         self._give_back_untimely()
 
     def _give_back_untimely(self) -> None:
-        now = time.monotonic()
-        if not self._untimely or now < self._given_back + _GIVING_BACK_S:
-            return
-        self._given_back = now
-        for task in self._untimely:
-            rest_s = (self._ends or now) - now
-            self._report(
-                task,
-                TooLittleTime(f"the task may take {_needs_s(task):g} s, and this block ends in {rest_s:.0f} s"),
-            )
-        self._untimely = []
+        for task, why in self._time.to_be_given_back():
+            self._report(task, why)
 
     def _tick(self) -> None:
         while True:
@@ -416,12 +350,12 @@ class Crew:
         self._kills = self._memory.kills()
         for worker in busy:
             worker.peak = max(worker.peak or 0, self._memory.peak(worker.root.pid) or 0) or None
-            timeout_s = self._timeout_of(worker.task)
-            if timeout_s is not None and _has_overrun(worker, timeout_s):
+            timeout_s = self._time.limit_of(worker.task)
+            if timeout_s is not None and worker.has_overrun(timeout_s):
                 with self._lock:
                     # Another task may have begun meanwhile, or it has ended.
                     worker.outlet.drain()
-                    if _has_overrun(worker, timeout_s) and not _has_answered(worker):
+                    if worker.has_overrun(timeout_s) and not worker.has_answered():
                         self._end(worker, "timeout", GRACE_S)
 
     # -- reports ------------------------------------------------------------------------------------------------------
@@ -432,83 +366,6 @@ class Crew:
 
     def _cancelled(self) -> WorkerEnded:
         return WorkerEnded("cancelled", platform.node(), -1)
-
-    def _how_it_ended(self, worker: _Worker) -> WorkerEnded:
-        assert worker.ending is not None
-        running = worker.outlet.running()
-        # How it ended says something only if it has ended by itself.
-        exit_code = None if worker.fault else worker.process.exitcode
-        stderr = worker.outlet.stderr_tail()
-        memory = ""
-        if worker.fault:
-            stderr = f"{stderr}\n[the worker was ended: {worker.fault}]".lstrip()
-        elif worker.ending == "died":
-            memory = self._memory.sentence(worker.kills, worker.peak, exit_code, stderr)
-        return WorkerEnded(
-            worker.ending,
-            platform.node(),
-            worker.number,
-            running.task_id if running else None,
-            exit_code,
-            memory,
-            stderr,
-        )
-
-
-def _has_ended(process: SpawnProcess, patience_s: float) -> bool:
-    """Whether it ends in that time. multiprocessing's join() waits for ever if a task has closed all descriptors."""
-    end = time.monotonic() + patience_s
-    while process.is_alive():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
-
-
-def _has_answered(worker: _Worker) -> bool:
-    with suppress(OSError):
-        return worker.pipe.poll()
-    return False
-
-
-def _has_overrun(worker: _Worker, timeout_s: float) -> bool:
-    running = worker.outlet.running()
-    return running is not None and time.monotonic() > running.seen + timeout_s + GRACE_S
-
-
-def _node_timeout_s() -> float | None:
-    try:
-        return node_timeout_s()
-    except ConfigurationError:
-        # Each task says so.
-        return None
-
-
-def _needs_s(task: dict[str, Any] | None) -> float | None:
-    """How much time there must be for it: a limit that is the same for all tasks does not say that each needs it."""
-    said = _said_of(task)
-    needs_s = said.get("needs_s", said.get("timeout_s"))
-    return None if needs_s is None else float(needs_s)
-
-
-def _said_of(task: dict[str, Any] | None) -> dict[str, Any]:
-    return ((task or {}).get("context") or {}).get("farcall") or {}
-
-
-def _descriptor_of_death(process: SpawnProcess) -> int:
-    """Readable when the process has ended, whatever it has left behind that holds its pipes."""
-    try:
-        return os.pidfd_open(process.pid or 0)
-    except (AttributeError, OSError):
-        # What multiprocessing has: readable when neither the process nor a child of it lives.
-        return process.sentinel
-
-
-def _limit_waiting(pipe: Connection) -> None:
-    limit = struct.pack("ll", MOST_SENDING_S, 0)
-    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
 
 def _too_few(nodes: Nodes, task: dict[str, Any]) -> Exception:

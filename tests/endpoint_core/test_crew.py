@@ -21,8 +21,7 @@ from parsl.app.errors import RemoteExceptionWrapper
 from parsl.multiprocessing import ForkContext, SpawnContext
 from parsl.serialize import deserialize
 
-from farcall_endpoint import crew as crew_module
-from farcall_endpoint import killing
+from farcall_endpoint import crewmember, killing
 from farcall_endpoint.crew import Crew
 from farcall_endpoint.failures import WorkerEnded
 from farcall_endpoint.workerend import WorkerEnd
@@ -202,7 +201,7 @@ def test_a_large_task_does_not_wait_for_a_dead_worker_whose_pipe_a_left_child_ho
 def test_a_worker_that_reads_nothing_is_ended_and_its_task_reported(
     crew: Crew, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crew_module, "MOST_SENDING_S", 1)
+    monkeypatch.setattr(crewmember, "MOST_SENDING_S", 1)
     worker = crew.hire(0)
     crew.put_task({"task_id": 1, "do": "answer"})
     next_result(crew)
