@@ -34,9 +34,10 @@ from .blocktime import BlockTime
 from .crewmember import Member
 from .failures import WorkerEnded
 from .killing import GRACE_S
+from .listener import Listener
 from .memory import Memory
 from .nodes import Nodes
-from .outlets import Listener, Outlet
+from .outlets import Outlet
 from .workerend import HELLO, WorkerEnd
 
 log = logging.getLogger(f"parsl.{__name__}")

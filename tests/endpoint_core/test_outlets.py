@@ -13,8 +13,9 @@ import pytest
 from parsl.multiprocessing import SpawnContext
 
 from farcall.wire import Output
-from farcall_endpoint import outlets
-from farcall_endpoint.outlets import Listener, Outlet
+from farcall_endpoint import outlets, outputpipe
+from farcall_endpoint.listener import Listener
+from farcall_endpoint.outlets import Outlet
 from farcall_endpoint.sightings import Started
 from farcall_endpoint.streams import mark
 
@@ -162,7 +163,7 @@ def test_of_a_flood_the_newest_is_told_with_its_place_and_not_too_often(worker: 
 
     end = told[-1].start + len(told[-1].text)
     size = sum(len(piece.text) for piece in told)
-    assert size <= 2 * outlets._KEPT_BYTES
+    assert size <= 2 * outputpipe.KEPT_BYTES
     assert told[-1].text.endswith(line)
     # Counted through to the last character, though most were never looked at.
     assert end == 100 * 100_000
