@@ -1,4 +1,4 @@
-"""Many executors at once, and many endpoints: the small form of what `benchmarks/load.py` measures."""
+"""Many executors at once, and many endpoints: the small form of what `benchmarks/load` measures."""
 
 from __future__ import annotations
 
