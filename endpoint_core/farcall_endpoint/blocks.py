@@ -73,6 +73,7 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
         self._poll_period_s = poll_period_s
         self._working_dir = working_dir
         self._launch = _launcher(config.launcher)
+        self._container = config.container
         self._lock = threading.Lock()
         self._statuses: dict[str, JobStatus] = {}
         self._unknown_since: dict[str, float] = {}
@@ -88,6 +89,8 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
 
     def submit(self, command: str, tasks_per_node: int, job_name: str = "farcall") -> str:
         directory = shlex.quote(str(self._working_dir))
+        if self._container is not None:
+            command = self._container.around(command, [str(self._run_dir), str(self._working_dir)])
         launched = self._launch(command, tasks_per_node, self.nodes_per_block)
         spec = BlockSpec(
             command=f"mkdir -p {directory} && cd {directory} && {launched}",

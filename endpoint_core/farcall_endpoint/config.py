@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .containers import Container, container_of, kind_of
 from .mpi import LAUNCHERS
 from .provider import setting
 from .reading import Place
@@ -165,6 +166,22 @@ class EngineConfig:
         minimum=2,
         help="Seconds of silence after which a node is lost.",
     )
+    container_type: str | None = setting(
+        None,
+        section="engine",
+        parse=kind_of,
+        help="Run workers in containers: docker, podman, podman-hpc, apptainer, singularity, shifter, charliecloud or "
+        "custom.",
+    )
+    container_uri: str | None = setting(
+        None, section="engine", help="The image, as the container's runtime takes it; it brings farcall-endpoint."
+    )
+    container_cmd_options: str = setting(
+        "",
+        section="engine",
+        help="More for the runtime's command, such as: -v /data:/data; with type custom, the whole command with "
+        "{COMMAND} in it.",
+    )
     working_dir: str | None = setting(
         None, section="engine", help="Where tasks run; left out, a directory of the endpoint."
     )
@@ -207,6 +224,11 @@ class EngineConfig:
     launcher: str | None = setting(
         None, section="provider", parse=_launcher, help="What starts the workers on every node of a block."
     )
+
+    @property
+    def container(self) -> Container | None:
+        """What the managers run in. Raises ValueError if something is missing or too much."""
+        return container_of(self.container_type, self.container_uri, self.container_cmd_options)
 
     @property
     def managers_per_block(self) -> int:

@@ -99,7 +99,7 @@ def _read_document(document: Any, place: Place, directory: Path, text: str) -> E
         name=directory.name,
         directory=directory,
         engine=_with_mpi(
-            _consistent(EngineConfig(**values[EngineConfig]), provider_place),
+            _with_container(_consistent(EngineConfig(**values[EngineConfig]), provider_place), engine_place),
             engine.get("type", "htex"),
             engine_place,
             provider_place,
@@ -123,6 +123,14 @@ def _check_engine_type(name: Any, place: Place) -> None:
         raise place.at("type").error(
             f"there is no engine called {name!r}; leave the key out, or write GlobusMPIEngine for tasks that use MPI"
         )
+
+
+def _with_container(engine: EngineConfig, place: Place) -> EngineConfig:
+    try:
+        engine.container  # noqa: B018 - asked whether there can be one
+    except ValueError as error:
+        raise place.at("container_type").error(str(error)) from None
+    return engine
 
 
 def _with_mpi(engine: EngineConfig, name: Any, place: Place, provider_place: Place) -> EngineConfig:
