@@ -40,9 +40,13 @@ def within(imported: str, *allowed: str) -> bool:
     return any(imported == name or imported.startswith(f"{name}.") for name in allowed)
 
 
-@pytest.mark.parametrize("name", ["wire", "errors"])
-def test_the_shared_vocabulary_imports_the_standard_library_alone(name: str) -> None:
-    imported = set(imports_of(ROOT / f"sdk/farcall/{name}.py", "farcall"))
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "sdk/farcall/errors.py", *modules_of("sdk/farcall/wire")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_the_shared_vocabulary_imports_the_standard_library_alone(path: Path) -> None:
+    imported = set(imports_of(path, ".".join(path.parent.relative_to(ROOT / "sdk").parts)))
 
     foreign = {
         each

@@ -1,244 +1,33 @@
-"""What travels between service, agent and worker: states, packed buffers, messages and their envelope.
-
-A message on a queue is the byte ``0x01`` followed by UTF-8 JSON ``{"message_type": ..., "data": {...}}``. The types
-``task``, ``result`` and ``ep_status_report`` are those of Globus Compute; ``task_batch``, ``result_batch``,
-``output_batch``, ``dead_letter`` and ``command`` are Farcall's own, for a peer that knows them. Unknown fields are
-ignored, so that either side may be the newer one. Nothing here unpickles anything.
-"""
+"""Messages as bytes: one writer and one reader for each type, side by side."""
 
 from __future__ import annotations
 
 import base64
-import enum
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 from farcall.errors import WireError
 
+from .messages import (
+    MOST_DEAD_LETTER_BYTES,
+    STREAMS,
+    BatchedTask,
+    Command,
+    DeadLetter,
+    ErrorDetails,
+    FunctionCode,
+    Message,
+    Output,
+    OutputBatch,
+    Result,
+    ResultBatch,
+    StatusReport,
+    Task,
+    TaskBatch,
+)
+from .states import Transition
+
 ENVELOPE_VERSION = b"\x01"
-
-#: What an agent names under ``accepts`` in its registration metadata to be sent many tasks in one message.
-ACCEPTS_TASK_BATCH = "task_batch"
-
-
-class TaskState(enum.StrEnum):
-    """Where a task is. The service's ledger alone moves a task from one to the next."""
-
-    #: Its row is committed; its message has not gone out yet.
-    RECEIVED = "received"
-    #: Its message is on the endpoint's queue.
-    WAITING_FOR_EP = "waiting-for-ep"
-    #: The agent holds it, in its journal.
-    WAITING_FOR_NODES = "waiting-for-nodes"
-    #: The engine has it; no worker has started it yet.
-    WAITING_FOR_LAUNCH = "waiting-for-launch"
-    RUNNING = "running"
-    SUCCESS = "success"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @property
-    def is_final(self) -> bool:
-        return self in FINAL_STATES
-
-
-FINAL_STATES = frozenset({TaskState.SUCCESS, TaskState.FAILED, TaskState.CANCELLED})
-
-#: The names that Globus Compute's workers give to the two ends of a run.
-EXECUTION_START = "execution-start"
-EXECUTION_END = "execution-end"
-
-#: So much is kept of a message that cannot be used.
-MOST_DEAD_LETTER_BYTES = 64 * 1024
-
-#: The two streams that a task prints to.
-STREAMS = ("stdout", "stderr")
-
-
-def pack_buffers(buffers: Iterable[str]) -> str:
-    r"""Join texts so that they can be told apart again, each preceded by its length in characters and a newline.
-
-    >>> pack_buffers(["ab", ""])
-    '2\nab0\n'
-    """
-    return "".join(f"{len(buffer)}\n{buffer}" for buffer in buffers)
-
-
-def unpack_buffers(packed: str) -> list[str]:
-    r"""Take apart what :func:`pack_buffers` joined. Raises :class:`WireError` for anything else.
-
-    >>> unpack_buffers("2\nab0\n")
-    ['ab', '']
-    """
-    buffers = []
-    position = 0
-    while position < len(packed):
-        newline = packed.find("\n", position)
-        length = packed[position:newline] if newline > 0 else ""
-        # isdecimal() alone would let through digits of other scripts.
-        if not (length.isascii() and length.isdecimal()) or len(length) > 18:
-            raise WireError(f"packed buffers: no length at character {position}")
-        start, end = newline + 1, newline + 1 + int(length)
-        if end > len(packed):
-            raise WireError(f"packed buffers: {length} characters were announced at {position}, fewer are there")
-        buffers.append(packed[start:end])
-        position = end
-    return buffers
-
-
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """A state, when it began (nanoseconds since 1970), who says so (``worker``, ``endpoint``, ...), and perhaps why."""
-
-    timestamp: int
-    state: str
-    actor: str
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One task for a foreign endpoint.
-
-    ``task_buffer`` is the function's packed code followed by the packed arguments.
-    """
-
-    task_id: str
-    task_buffer: str
-
-
-@dataclass(frozen=True, slots=True)
-class FunctionCode:
-    """A function's packed code, and the Python version (``3.11.7``) that wrote it where that is known."""
-
-    code: str
-    python_version: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BatchedTask:
-    """One task of a :class:`TaskBatch`.
-
-    ``payload`` is the packed arguments: two buffers, positional and keyword. ``options`` holds what the submitter
-    set of ``resource_specification`` (a mapping), ``result_serializers`` (a list of import paths), ``max_retries``
-    (how often the task is run again whose worker or node was lost; 0 = it is never started twice) and ``timeout_s``
-    (seconds after which it is stopped).
-    """
-
-    task_id: str
-    function_id: str
-    payload: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class TaskBatch:
-    """Many tasks for one endpoint, and the code of every function they name, once."""
-
-    functions: Mapping[str, FunctionCode]
-    tasks: Sequence[BatchedTask]
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorDetails:
-    """Why a task failed: a code for programs (``RemoteExecutionError``, ``WorkerLost``, ...), a sentence for people."""
-
-    code: str
-    user_message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How a task ended.
-
-    ``data`` is the serialised value, or, where ``error_details`` is set, the text of the traceback. ``details``
-    describes the worker (``os``, ``python_version``, ``dill_version``, ``endpoint_id``, ...).
-    ``exception_object`` is the serialised exception, where it could be serialised, so that the submitter can raise
-    the original class.
-    """
-
-    task_id: str
-    data: str
-    details: Mapping[str, Any] | None = None
-    error_details: ErrorDetails | None = None
-    task_statuses: Sequence[Transition] = ()
-    exception_object: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ResultBatch:
-    """Results of one endpoint that travel together."""
-
-    results: Sequence[Result]
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """A piece of what a running task has printed.
-
-    ``stream`` is ``stdout`` or ``stderr``; ``start`` is the place of the piece's first character, counted from the
-    task's first. Pieces may be missing: of a task that prints much, not all is kept.
-    """
-
-    task_id: str
-    stream: str
-    start: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class OutputBatch:
-    """Pieces of the output of one endpoint's tasks. It travels on the way of the results."""
-
-    pieces: Sequence[Output]
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A message that an agent cannot use, for the service to set aside. It travels on the way of the results.
-
-    ``queue`` is where it came from, ``reason`` says in words what is wrong with it. ``body`` holds its first
-    :data:`MOST_DEAD_LETTER_BYTES` bytes, ``size`` says how many it had.
-    """
-
-    queue: str
-    reason: str
-    body: bytes
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class StatusReport:
-    """What an agent says of itself with each heartbeat.
-
-    ``global_state`` holds ``heartbeat_period`` (seconds; 0 = going offline now), ``total_workers``,
-    ``outstanding_tasks`` and whatever else the agent knows; why tasks may have to wait follows from ``pending_tasks``
-    (those that wait in the agent), ``idle_workers``, ``blocks`` (``id``, ``state`` and ``message``, the system's words,
-    of each that has not ended and of the last that failed) and ``troubles`` (sentences, the most important first).
-    ``task_statuses`` maps a task's id to its latest transitions. ``holds`` lists the tasks that the agent has and has
-    not yet reported a result of; None means that it does not say (a foreign endpoint).
-    """
-
-    endpoint_id: str
-    global_state: Mapping[str, Any]
-    task_statuses: Mapping[str, Sequence[Transition]] = field(default_factory=dict)
-    holds: Sequence[str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """What the service tells an agent, with the reason in words: ``stop``, or ``cancel``.
-
-    ``cancel`` names no tasks: the agent asks the service which of its tasks have been cancelled.
-    """
-
-    command: str
-    reason: str = ""
-
-
-Message: TypeAlias = Task | TaskBatch | Result | ResultBatch | OutputBatch | DeadLetter | StatusReport | Command
 
 
 def encode(message: Message) -> bytes:
@@ -268,9 +57,6 @@ def decode(body: bytes) -> Message:
         return message
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise WireError(f"malformed {message_type!r} message: {type(error).__name__}: {error}") from error
-
-
-# -- One writer and one reader a type, side by side -------------------------------------------------------------------
 
 
 def _text(value: Any) -> str:
