@@ -124,13 +124,15 @@ class BatchedTask:
     ``payload`` is the packed arguments: two buffers, positional and keyword. ``options`` holds what the submitter
     set of ``resource_specification`` (a mapping), ``result_serializers`` (a list of import paths), ``max_retries``
     (how often the task is run again whose worker or node was lost; 0 = it is never started twice) and ``timeout_s``
-    (seconds after which it is stopped).
+    (seconds after which it is stopped). ``may_have_started`` says that the task was sent before, and taken: who has its
+    result sends that once more, and nobody runs it again that must not start twice.
     """
 
     task_id: str
     function_id: str
     payload: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    may_have_started: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,14 +313,17 @@ def _write_task_batch(batch: TaskBatch) -> tuple[str, dict[str, Any]]:
             for function_id, function in batch.functions.items()
         },
         "tasks": [
-            {"task_id": task.task_id, "function_id": task.function_id, "payload": task.payload, **_options(task)}
+            {"task_id": task.task_id, "function_id": task.function_id, "payload": task.payload, **_extras(task)}
             for task in batch.tasks
         ],
     }
 
 
-def _options(task: BatchedTask) -> dict[str, Any]:
-    return {"options": task.options} if task.options else {}
+def _extras(task: BatchedTask) -> dict[str, Any]:
+    extras: dict[str, Any] = {"options": task.options} if task.options else {}
+    if task.may_have_started:
+        extras["may_have_started"] = True
+    return extras
 
 
 def _read_task_batch(data: dict[str, Any]) -> TaskBatch:
@@ -332,6 +337,7 @@ def _read_task_batch(data: dict[str, Any]) -> TaskBatch:
             _text(task["function_id"]),
             _text(task["payload"]),
             _mapping(task.get("options", {})),
+            bool(task.get("may_have_started", False)),
         )
         for task in data["tasks"]
     ]

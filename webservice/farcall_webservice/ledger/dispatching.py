@@ -24,8 +24,8 @@ NOT_TWICE = (
     "The endpoint has lost this task when it may have been started already, and with max_retries 0 it is not started "
     "twice"
 )
-#: An agent that says this of a task has handed it to its engine.
-_MAY_HAVE_STARTED = frozenset({TaskState.WAITING_FOR_LAUNCH, TaskState.RUNNING})
+#: An agent that says this of a task has handed it to its engine. Each is where a line of the history begins.
+_MAY_HAVE_STARTED = (f"\n{TaskState.WAITING_FOR_LAUNCH} ", f"\n{TaskState.RUNNING} ")
 
 
 class Dispatching(Book):
@@ -107,13 +107,14 @@ class Dispatching(Book):
     def hopeless(self, task_ids: Iterable[str], *, were_taken: bool) -> dict[str, str]:
         """Those of these lost tasks that must not be sent again, and why.
 
-        ``were_taken`` says that whoever had them may have started every one of them, even if it has not said so.
+        ``were_taken`` says that whoever had them may have started every one of them, and keeps no account of them: our
+        own agents do, and know what is to become of a task that comes again.
         """
         reasons: dict[str, str] = {}
         with self._database.reading() as connection:
             for some in in_parts(sorted(task_ids)):
                 for row in connection.execute(_LOST, {"ids": some}):
-                    if (row.options or {}).get("max_retries") == 0 and (were_taken or row.state in _MAY_HAVE_STARTED):
+                    if were_taken and (row.options or {}).get("max_retries") == 0:
                         reasons[row.id] = NOT_TWICE
                     elif row.history.count(f"{TaskState.WAITING_FOR_EP} ") >= MOST_SENDS:
                         reasons[row.id] = NEVER_ARRIVED
@@ -122,8 +123,9 @@ class Dispatching(Book):
     def resend(self, task_ids: Sequence[str], *, as_lost: bool = True, at_most: int | None = None) -> list[Outgoing]:
         """Return tasks that go out once more; those that have ended meanwhile are left out.
 
-        ``as_lost`` notes it in their history, so that what is lost again and again can be told. Of more than
-        ``at_most`` characters of arguments the first tasks are returned; one task is not too many for any room.
+        ``as_lost`` notes it in their history, so that what is lost again and again can be told, and has them say
+        whether they may have started. Of more than ``at_most`` characters of arguments the first tasks are returned;
+        one task is not too many for any room.
         """
         if at_most is not None and at_most <= 0:
             return []
@@ -134,7 +136,7 @@ class Dispatching(Book):
                 unfinished = _first_that_fit(connection, unfinished, at_most)
             for some in in_parts(unfinished if as_lost else ()):
                 connection.execute(_SEND_AGAIN, {"ids": some, "now": now, "line": line(TaskState.WAITING_FOR_EP, now)})
-            return outgoing(connection, unfinished, of_submissions=False)
+            return outgoing(connection, unfinished, of_submissions=False, as_lost=as_lost)
 
 
 def _first_that_fit(connection: Connection, task_ids: Sequence[str], characters: int) -> list[str]:
@@ -149,14 +151,18 @@ def _first_that_fit(connection: Connection, task_ids: Sequence[str], characters:
     return fitting
 
 
-def outgoing(connection: Connection, ids: Sequence[str], *, of_submissions: bool) -> list[Outgoing]:
+def outgoing(
+    connection: Connection, ids: Sequence[str], *, of_submissions: bool, as_lost: bool = False
+) -> list[Outgoing]:
     """The unfinished ones of these tasks, or of the tasks of these submissions, by submission; oldest first."""
     query: Executable = _OUTGOING_BY_SUBMISSION if of_submissions else _OUTGOING_BY_TASK
     batches: dict[str, Outgoing] = {}
     tasks: dict[str, list[BatchedTask]] = defaultdict(list)
     for some in in_parts(ids):
         for row in connection.execute(query, {"ids": some}):
-            tasks[row.submission_id].append(BatchedTask(row.id, row.function_id, row.payload, row.options or {}))
+            started = as_lost and any(each in row.history for each in _MAY_HAVE_STARTED)
+            sent = BatchedTask(row.id, row.function_id, row.payload, row.options or {}, started)
+            tasks[row.submission_id].append(sent)
             batches[row.submission_id] = Outgoing(
                 row.submission_id, row.runner_id, tasks[row.submission_id], is_new=of_submissions
             )
@@ -164,7 +170,7 @@ def outgoing(connection: Connection, ids: Sequence[str], *, of_submissions: bool
 
 
 _LOST = (
-    select(task.id, task.state, task.history, submission.options)
+    select(task.id, task.history, submission.options)
     .join(SUBMISSIONS, submission.id == task.submission_id)
     .where(task.id.in_(IDS), IS_UNFINISHED)
 )
@@ -221,7 +227,7 @@ _OUTGOING = (
     .where(IS_UNFINISHED)
     .order_by(task.seq)
 )
-_OUTGOING_BY_TASK = _OUTGOING.where(task.id.in_(IDS))
+_OUTGOING_BY_TASK = _OUTGOING.add_columns(task.history).where(task.id.in_(IDS))
 _OUTGOING_BY_SUBMISSION = _OUTGOING.where(task.submission_id.in_(IDS))
 
 _UNCHANGED_SINCE = (
