@@ -6,9 +6,10 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Connection, Executable, bindparam, func, or_, select, update
+from sqlalchemy import Connection, Executable, and_, bindparam, func, or_, select, update
 
 from farcall.wire import BatchedTask, TaskState
+from farcall_webservice import presence
 from farcall_webservice.ledger.book import Book, in_parts
 from farcall_webservice.ledger.history import line
 from farcall_webservice.ledger.tables import IDS, IS_UNFINISHED, OF_RUNNER, SUBMISSIONS, TASKS, submission, task
@@ -35,7 +36,7 @@ class Dispatching(Book):
         """The oldest submissions whose message no broker has confirmed yet.
 
         ``alone`` says that no other process publishes. Otherwise those that another one may still be about to publish
-        are left out, and the others are this process's own for ``CLAIM_S`` seconds.
+        are left out, unless that one has gone, and the others are this process's own for ``CLAIM_S`` seconds.
         """
         with self._database.reading() if alone else self._database.writing() as connection:
             submission_ids = self._undispatched_ids(connection, alone=alone, limit=limit)
@@ -49,7 +50,10 @@ class Dispatching(Book):
         if alone:
             return list(connection.execute(_UNDISPATCHED_ALONE, {"limit": limit, "now": time.time()}).scalars())
         now = time.time()
-        claim = {"claimant": self._claimant, "now": now, "until": self._claimed_until(now), "limit": limit}
+        claim = {"claimant": self.claimant, "now": now, "until": self._claimed_until(now), "limit": limit}
+        claim |= {"settled": claim["until"] - presence.MAY_BE_UNSEEN_S, "absent": []}
+        if not self._database.is_sqlite:
+            claim["absent"] = presence.absent(connection, connection.execute(_OTHERS, claim).scalars().all())
         return [row.id for row in sorted(connection.execute(_CLAIM, claim), key=lambda row: row.created_at)]
 
     def mark_dispatched(self, submission_ids: Sequence[str]) -> None:
@@ -189,18 +193,33 @@ _UNDISPATCHED_ALONE = _UNDISPATCHED.where(
     )
 )
 _SET_ASIDE = update(SUBMISSIONS).where(submission.id.in_(IDS)).values(claimed_by=None, claimed_until=bindparam("until"))
-#: Those that are the claimant's own, or nobody's any more. Another process that looks at the same time takes others.
+#: Those that are the claimant's own, or nobody's any more, or of somebody who has gone. Another process that looks at the same time takes others.
 _claimable = (
     _UNDISPATCHED.where(
         or_(
             submission.claimed_by == bindparam("claimant"),
             submission.claimed_until.is_(None),
             submission.claimed_until < bindparam("now"),
+            and_(
+                submission.claimed_by.in_(bindparam("absent", expanding=True)),
+                submission.claimed_until < bindparam("settled"),
+            ),
         )
     )
     .with_for_update(skip_locked=True)
     # As a subquery it might be run, and lock its rows, more than once.
     .cte("claimable")
+)
+#: Who has claimed something, and not only just now.
+_OTHERS = (
+    select(submission.claimed_by)
+    .where(
+        submission.dispatched_at.is_(None),
+        submission.held_at.is_(None),
+        submission.claimed_by != bindparam("claimant"),
+        submission.claimed_until.between(bindparam("now"), bindparam("settled")),
+    )
+    .distinct()
 )
 _CLAIM = (
     update(SUBMISSIONS)
