@@ -30,8 +30,9 @@ KEEP_SENT_S = 24 * 3600.0
 KEEP_SENT_RESULTS = 100_000
 KEEP_SENT_BYTES = 64 * 1024 * 1024
 
-#: How long a task is remembered that must not start when its message comes: as long as the service may send it.
-KEEP_TOMBSTONES_S = 14 * 24 * 3600.0
+#: How long a task is remembered that must not start when its message comes: for much longer than the service may send
+#: it, as it may wait on the queue while the endpoint is stopped.
+KEEP_TOMBSTONES_S = 180 * 24 * 3600.0
 
 #: Rows removed in one transaction, so that nobody waits long for it.
 PURGE_ROWS = 5000

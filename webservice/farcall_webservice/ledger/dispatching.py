@@ -50,8 +50,9 @@ class Dispatching(Book):
         if alone:
             return list(connection.execute(_UNDISPATCHED_ALONE, {"limit": limit, "now": time.time()}).scalars())
         now = time.time()
-        claim = {"claimant": self.claimant, "now": now, "until": self._claimed_until(now), "limit": limit}
-        claim |= {"settled": claim["until"] - presence.MAY_BE_UNSEEN_S, "absent": []}
+        until = self._claimed_until(now)
+        claim = {"claimant": self.claimant, "now": now, "until": until, "limit": limit}
+        claim |= {"settled": until - presence.MAY_BE_UNSEEN_S, "absent": []}
         if not self._database.is_sqlite:
             claim["absent"] = presence.absent(connection, connection.execute(_OTHERS, claim).scalars().all())
         return [row.id for row in sorted(connection.execute(_CLAIM, claim), key=lambda row: row.created_at)]
@@ -193,7 +194,8 @@ _UNDISPATCHED_ALONE = _UNDISPATCHED.where(
     )
 )
 _SET_ASIDE = update(SUBMISSIONS).where(submission.id.in_(IDS)).values(claimed_by=None, claimed_until=bindparam("until"))
-#: Those that are the claimant's own, or nobody's any more, or of somebody who has gone. Another process that looks at the same time takes others.
+#: Those that are the claimant's own, or nobody's any more, or somebody's who has gone. Another process that looks at
+#: the same time takes others.
 _claimable = (
     _UNDISPATCHED.where(
         or_(
