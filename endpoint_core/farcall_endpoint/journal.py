@@ -24,12 +24,15 @@ from .journalfile import FINISHED, HELD, SENT, JournalError, Opened, checksum
 
 __all__ = ["Journal", "JournalError", "Unfinished"]
 
-#: How long a result that was sent is kept, and how much of them: a task delivered twice is answered from here.
-KEEP_SENT_S = 600.0
+#: How long a result that was sent is kept, and how many of them, and how much: a broker may lose what it has confirmed,
+#: and a task that is sent again is answered from here.
+KEEP_SENT_S = 24 * 3600.0
+KEEP_SENT_RESULTS = 100_000
 KEEP_SENT_BYTES = 64 * 1024 * 1024
 
-#: How long a task is remembered that must not start when its message comes: as long as the service may send it.
-KEEP_TOMBSTONES_S = 14 * 24 * 3600.0
+#: How long a task is remembered that must not start when its message comes: for much longer than the service may send
+#: it, as it may wait on the queue while the endpoint is stopped.
+KEEP_TOMBSTONES_S = 180 * 24 * 3600.0
 
 #: Rows removed in one transaction, so that nobody waits long for it.
 PURGE_ROWS = 5000
@@ -86,13 +89,18 @@ class Journal:
                 "INSERT OR IGNORE INTO functions VALUES (?, ?, ?, ?)", map(_function_row, batch.functions.items())
             )
             db.executemany(
-                "INSERT INTO tasks (task_id, function_id, payload, options, checksum) VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO tasks (task_id, function_id, payload, options, checksum, handed_over) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
                 map(_task_row, new.values()),
             )
             db.executemany(f"UPDATE tasks SET state = {FINISHED} WHERE task_id = ?", [(key,) for key in again])
         self._held.update(new, again)
         return [
-            Unfinished(task, handed_over=buried.get(task_id) == 0, cancelled=buried.get(task_id) == 1)
+            Unfinished(
+                task,
+                handed_over=task.may_have_started or buried.get(task_id) == 0,
+                cancelled=buried.get(task_id) == 1,
+            )
             for task_id, task in new.items()
         ]
 
@@ -192,10 +200,16 @@ class Journal:
 
     # -- housekeeping -------------------------------------------------------------------------------------------------
 
-    def purge(self, *, keep_s: float = KEEP_SENT_S, keep_bytes: int = KEEP_SENT_BYTES) -> int:
-        """Forget results that were sent long ago, or more recently if they are large, and functions nobody needs."""
+    def purge(
+        self,
+        *,
+        keep_s: float = KEEP_SENT_S,
+        keep_results: int = KEEP_SENT_RESULTS,
+        keep_bytes: int = KEEP_SENT_BYTES,
+    ) -> int:
+        """Forget results that were sent long ago, or of late if they are many or large, and functions nobody needs."""
         removed = 0
-        while rows := self._purge_some(time.time() - keep_s, keep_bytes):
+        while rows := self._purge_some(time.time() - keep_s, keep_results, keep_bytes):
             removed += rows
         with self._writing() as db:
             db.execute(
@@ -212,18 +226,20 @@ class Journal:
                 (before,),
             ).rowcount
 
-    def _purge_some(self, sent_before: float, keep_bytes: int) -> int:
+    def _purge_some(self, sent_before: float, keep_results: int, keep_bytes: int) -> int:
         with self._writing() as db:
-            (size,) = db.execute(f"SELECT total(length(result)) FROM tasks WHERE state = {SENT}").fetchone()
-            excess = size - keep_bytes
+            kept, size = db.execute(
+                f"SELECT count(*), total(length(result)) FROM tasks WHERE state = {SENT}"
+            ).fetchone()
             doomed = []
             for row_id, sent_at, length in db.execute(
                 f"SELECT id, sent_at, length(result) FROM tasks WHERE state = {SENT} "
                 f"ORDER BY sent_at LIMIT {PURGE_ROWS}"
             ):
-                if sent_at > sent_before and excess <= 0:
+                if sent_at > sent_before and kept <= keep_results and size <= keep_bytes:
                     break
-                excess -= length
+                kept -= 1
+                size -= length
                 doomed.append((row_id,))
             # Of what must not start twice, it is remembered for longer that it has.
             db.executemany(
@@ -257,10 +273,10 @@ def _function_row(item: tuple[str, FunctionCode]) -> tuple[str, bytes, str | Non
     return function_id, code, function.python_version, checksum(code)
 
 
-def _task_row(task: BatchedTask) -> tuple[str, str, bytes, str | None, int]:
+def _task_row(task: BatchedTask) -> tuple[str, str, bytes, str | None, int, bool]:
     payload = _blob(task.payload)
     options = json.dumps(dict(task.options)) if task.options else None
-    return task.task_id, task.function_id, payload, options, checksum(payload, options)
+    return task.task_id, task.function_id, payload, options, checksum(payload, options), task.may_have_started
 
 
 def _note_line(attempt: Attempt) -> str:

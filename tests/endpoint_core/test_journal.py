@@ -131,6 +131,19 @@ def test_sent_results_are_forgotten_early_if_they_are_large(path: Path) -> None:
     assert journal.accept(batch_of("b")) == []
 
 
+def test_sent_results_are_forgotten_early_if_they_are_many(path: Path) -> None:
+    journal = Journal(path)
+    journal.accept(batch_of("a", "b", "c"))
+    journal.finish([(task_id, "result") for task_id in "abc"])
+    for task_id in "abc":
+        journal.sent([task_id])
+
+    removed = journal.purge(keep_s=60, keep_results=2)
+
+    assert removed == 1
+    assert [each.task.task_id for each in journal.accept(batch_of("a", "b", "c"))] == ["a"]
+
+
 def test_to_find_the_functions_in_use_only_the_tasks_that_are_held_are_looked_at(path: Path) -> None:
     journal = Journal(path)
     statements: list[str] = []
@@ -233,6 +246,23 @@ def test_what_must_not_start_twice_is_remembered_for_longer_than_its_result(path
     again = accepted(journal, "once", "often")
 
     assert [(each.task.task_id, each.handed_over) for each in again] == [("once", True), ("often", False)]
+
+
+def test_a_task_that_is_sent_again_is_answered_if_its_result_is_here_and_else_known_to_have_been_handed_over(
+    path: Path,
+) -> None:
+    journal = Journal(path)
+    accepted(journal, "here")
+    journal.finish([("here", "result")])
+    journal.sent(["here"])
+    tasks = [BatchedTask(task_id, "f", "payload", may_have_started=True) for task_id in ("here", "gone")]
+
+    new = journal.accept(TaskBatch({"f": FunctionCode("code", "3.11.7")}, tasks))
+
+    assert [(each.task.task_id, each.handed_over) for each in new] == [("gone", True)]
+    assert unsent_ids(journal) == ["here"]
+    journal.close()
+    assert [each.handed_over for each in Journal(path).unfinished()[1]] == [True]
 
 
 def test_tombstones_are_forgotten_in_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

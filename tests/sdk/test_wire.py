@@ -39,7 +39,7 @@ OUTPUT = st.builds(wire.Output, TEXT, st.sampled_from(wire.STREAMS), st.integers
 def task_batches(draw: st.DrawFn) -> wire.TaskBatch:
     code = st.builds(wire.FunctionCode, TEXT, st.none() | TEXT)
     functions = draw(st.dictionaries(TEXT, code, min_size=1, max_size=3))
-    task = st.builds(wire.BatchedTask, TEXT, st.sampled_from(sorted(functions)), TEXT, OBJECT)
+    task = st.builds(wire.BatchedTask, TEXT, st.sampled_from(sorted(functions)), TEXT, OBJECT, st.booleans())
     return wire.TaskBatch(functions, draw(st.lists(task, max_size=3)))
 
 

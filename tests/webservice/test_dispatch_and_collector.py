@@ -210,7 +210,7 @@ def test_a_submit_during_the_brokers_absence_goes_out_when_it_is_back(database_u
 def test_what_a_dead_process_has_left_is_published_by_another(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint_id = loop.add_endpoint(accepts=["task_batch"])
     monkeypatch.setattr("farcall_webservice.ledger.book.CLAIM_S", 0.0)
-    monkeypatch.setattr("farcall_webservice.dispatch.SWEEP_S", 0.05)
+    monkeypatch.setattr("farcall_webservice.dispatch.LEFT_S", 0.05)
     loop.dispatcher.stop()
     successor = Dispatcher(loop.broker_url, loop.database, Ledger(loop.database), alone=False)
     successor.start()

@@ -132,8 +132,10 @@ def test_everything_goes_in_small_parts(service: Service, old: Old, monkeypatch:
     assert service.ledger.remove_tasks(time.time() - 30 * DAY) == 3
     old.sweeper.sweep()
 
-    for kind in (Task, Submission, TaskGroup, Cancellation):
+    for kind in (Task, Submission, TaskGroup):
         assert old.count(kind) == 0, kind
+    # Until the agent has heard of it, or its endpoint is deleted.
+    assert old.count(Cancellation) == 10
 
 
 def test_an_old_group_with_tasks_stays(service: Service, old: Old) -> None:
@@ -170,10 +172,25 @@ def test_what_comes_for_a_group_that_was_removed_is_refused(service: Service, ol
         )
 
 
-def test_cancellations_that_nobody_asked_for_go_after_a_while(service: Service, old: Old) -> None:
+def test_an_agent_that_was_away_for_longer_than_anything_is_kept_still_hears_what_was_cancelled(
+    service: Service, old: Old
+) -> None:
     _, (task_id,) = old.submit()
     service.ledger.cancel([task_id])
-    old.age(15)
+    old.age(400)
+
+    old.sweeper.sweep()
+
+    assert old.count(Task) == 0
+    assert service.ledger.cancellations(old.endpoint_id, limit=10) == [task_id]
+    assert service.ledger.confirm_cancellations(old.endpoint_id, [task_id]) == 1
+
+
+def test_cancellations_go_with_their_endpoint(service: Service, old: Old) -> None:
+    _, (task_id,) = old.submit()
+    service.ledger.cancel([task_id])
+    with service.database.writing() as connection:
+        connection.execute(update(Endpoint).values(deleted_at=time.time()))
 
     old.sweeper.sweep()
 

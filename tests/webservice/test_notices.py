@@ -27,7 +27,7 @@ def database(own_postgres: PrivatePostgres) -> Iterator[Database]:
 def waiting(database: Database) -> Iterator[Waiting]:
     """Who waits in another process than the one that announces. It listens already."""
     waiting = Waiting(max_waiters=1000)
-    listener = Listener(database, waiting)
+    listener = Listener(database, waiting, str(uuid.uuid4()))
     with waiting.listen("everybody is woken once when listening begins") as woken:
         listener.start()
         assert woken.wait(TIMEOUT_S)

@@ -44,7 +44,8 @@ COMMANDS_KEPT, COMMAND_KEPT_S = 1000, 60.0
 #: What was published is noted in the ledger when nothing was to be sent for so long, or when so many have gathered.
 MARK_AFTER_S = 0.05
 MARK_AT_MOST = 200
-#: How often to look for what another process has left undispatched.
+#: How often to look for what another process has left undispatched, and for results that did not go to their queues.
+LEFT_S = 4.0
 SWEEP_S = 15.0
 
 
@@ -68,7 +69,7 @@ class Dispatcher:
         self._broker_url = broker_url
         self._ledger = ledger
         self._alone = alone
-        self._next_sweep = 0.0
+        self._next_look = self._next_sweep = 0.0
         self._catalogue = Catalogue(database)
         self._broker_errors = queues.errors_of(broker_url)
         self._publisher: Publisher
@@ -253,9 +254,11 @@ class Dispatcher:
         if now >= self._one_by_one.look_again_at:
             self._one_by_one.look_again_at = math.inf
             self._backlog = True
+        if not self._alone and now >= self._next_look:
+            self._next_look = now + LEFT_S
+            self._backlog = True
         if not self._alone and now >= self._next_sweep:
             self._next_sweep = now + SWEEP_S
-            self._backlog = True
             if self._has_group_queues:
                 self.forward(self._forwarder.behind())
 
@@ -267,7 +270,7 @@ class Dispatcher:
         )
 
     def _longest_wait_s(self) -> float:
-        longest = MARK_AFTER_S if self._unmarked else SWEEP_S
+        longest = MARK_AFTER_S if self._unmarked else LEFT_S
         return max(0.0, min(longest, self._next_due() - time.monotonic()))
 
     def _next_due(self) -> float:

@@ -1,7 +1,8 @@
-"""News of results between the processes of a service, through PostgreSQL's NOTIFY and LISTEN.
+"""News of results between the processes of a service, and of the processes, on a connection that each keeps for that.
 
 Who records results announces their groups within the same transaction, so that the news comes with the commit and never
-without it. Each process that holds long-polls listens, and wakes those that wait for these groups.
+without it (PostgreSQL's NOTIFY and LISTEN). Each process that holds long-polls listens, and wakes those that wait for
+these groups. That its connection is there shows the others that it lives.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from farcall_webservice import presence
 from farcall_webservice.database import Database, cause_of
 from farcall_webservice.surviving import keep_at
 from farcall_webservice.waiting import Waiting
@@ -37,11 +39,15 @@ def announce(connection: Connection, ids: Iterable[str]) -> None:
 
 
 class Listener:
-    """Wakes those who wait in this process for what any process has announced, in one thread."""
+    """Wakes those who wait in this process for what any process has announced, in one thread.
 
-    def __init__(self, database: Database, waiting: Waiting) -> None:
+    Without ``waiting`` it only shows that who claims as ``claimant`` lives.
+    """
+
+    def __init__(self, database: Database, waiting: Waiting | None, claimant: str) -> None:
         self._database = database
         self._waiting = waiting
+        self._claimant = claimant
         self._stopping = threading.Event()
         self._told_to_stop, self._tell_to_stop = os.pipe()
         self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
@@ -65,9 +71,11 @@ class Listener:
             # It is kept for good, so it is none of the pool's.
             connection.detach()
             driver.autocommit = True
-            driver.execute(f"LISTEN {CHANNEL}")
-            # What was announced while nobody listened.
-            self._waiting.wake_all()
+            presence.show(driver, self._claimant)
+            if self._waiting is not None:
+                driver.execute(f"LISTEN {CHANNEL}")
+                # What was announced while nobody listened.
+                self._waiting.wake_all()
             self._wake_until_stopped(driver.pgconn)
 
     def _wake_until_stopped(self, connection: Any) -> None:
@@ -80,7 +88,8 @@ class Listener:
                     return
                 connection.consume_input()
                 while (notice := connection.notifies()) is not None:
-                    self._waiting.wake(notice.extra.decode().split())
+                    if self._waiting is not None:
+                        self._waiting.wake(notice.extra.decode().split())
 
 
 def _explain(error: Exception) -> str:

@@ -45,6 +45,12 @@ class _Parts:
 
         return Sweeper(self._config, self._ledger, tell=tell, command=self.dispatcher.command)
 
+    def news(self, *, hears: bool = True) -> contextlib.AbstractContextManager[None]:
+        """Let others see that this process lives, and hear of what they record. SQLite has no others."""
+        if self._database.is_sqlite:
+            return contextlib.nullcontext()
+        return _running(Listener(self._database, self._waiting if hears else None, self._ledger.claimant))
+
     def app(self) -> Flask:
         return create_app(
             self._config, self._database, self._ledger, self.dispatcher, self._waiting, accounts=self._accounts
@@ -55,7 +61,7 @@ class _Parts:
 def everything(config: ServiceConfig, database: Database, waiting: Waiting) -> Iterator[Flask]:
     """What one process needs to be the whole service."""
     made = _Parts(config, database, waiting, alone=True)
-    with _news(database, waiting), _running(made.dispatcher), _running(made.collector()), _running(made.sweeper()):
+    with made.news(), _running(made.dispatcher), _running(made.collector()), _running(made.sweeper()):
         yield made.app()
 
 
@@ -64,7 +70,7 @@ def web(config: ServiceConfig, waiting: Waiting) -> Iterator[Flask]:
     """What answers requests, beside other processes that do."""
     with contextlib.closing(Database(config.database_url)) as database:
         made = _Parts(config, database, waiting, alone=False)
-        with _news(database, waiting), _running(made.dispatcher):
+        with made.news(), _running(made.dispatcher):
             yield made.app()
 
 
@@ -73,17 +79,7 @@ def collecting(config: ServiceConfig) -> Iterator[None]:
     """What brings results in, beside other processes that do. Nobody waits for them in this one."""
     with contextlib.closing(Database(config.database_url)) as database:
         made = _Parts(config, database, Waiting(max_waiters=0), alone=False)
-        with _running(made.dispatcher), _running(made.collector()), _running(made.sweeper()):
-            yield
-
-
-@contextlib.contextmanager
-def _news(database: Database, waiting: Waiting) -> Iterator[None]:
-    """Hear of results that other processes have recorded. SQLite has no others."""
-    if database.is_sqlite:
-        yield
-    else:
-        with _running(Listener(database, waiting)):
+        with made.news(hears=False), _running(made.dispatcher), _running(made.collector()), _running(made.sweeper()):
             yield
 
 

@@ -75,8 +75,7 @@ class Sweeper:
         yield from self._expire()
         before = time.time() - self._result_lifetime_s
         yield from _while_full(lambda: self._ledger.remove_tasks(before), "tasks that had ended long ago")
-        unasked = time.time() - self._task_lifetime_s
-        yield from _while_full(lambda: self._ledger.remove_cancellations(unasked), "cancellations nobody asked for")
+        yield from _while_full(self._ledger.remove_cancellations, "cancellations that nobody will ask for")
         for remove in (self._ledger.remove_submissions, self._ledger.remove_groups):
             place: tuple[float, str] | None = _FROM_THE_START
             while place is not None:

@@ -97,14 +97,17 @@ def _write_task_batch(batch: TaskBatch) -> tuple[str, dict[str, Any]]:
             for function_id, function in batch.functions.items()
         },
         "tasks": [
-            {"task_id": task.task_id, "function_id": task.function_id, "payload": task.payload, **_options(task)}
+            {"task_id": task.task_id, "function_id": task.function_id, "payload": task.payload, **_extras(task)}
             for task in batch.tasks
         ],
     }
 
 
-def _options(task: BatchedTask) -> dict[str, Any]:
-    return {"options": task.options} if task.options else {}
+def _extras(task: BatchedTask) -> dict[str, Any]:
+    extras: dict[str, Any] = {"options": task.options} if task.options else {}
+    if task.may_have_started:
+        extras["may_have_started"] = True
+    return extras
 
 
 def _read_task_batch(data: dict[str, Any]) -> TaskBatch:
@@ -118,6 +121,7 @@ def _read_task_batch(data: dict[str, Any]) -> TaskBatch:
             _text(task["function_id"]),
             _text(task["payload"]),
             _mapping(task.get("options", {})),
+            bool(task.get("may_have_started", False)),
         )
         for task in data["tasks"]
     ]

@@ -41,13 +41,15 @@ class BatchedTask:
     ``payload`` is the packed arguments: two buffers, positional and keyword. ``options`` holds what the submitter
     set of ``resource_specification`` (a mapping), ``result_serializers`` (a list of import paths), ``max_retries``
     (how often the task is run again whose worker or node was lost; 0 = it is never started twice) and ``timeout_s``
-    (seconds after which it is stopped).
+    (seconds after which it is stopped). ``may_have_started`` says that the task was sent before, and taken: who has its
+    result sends that once more, and nobody runs it again that must not start twice.
     """
 
     task_id: str
     function_id: str
     payload: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    may_have_started: bool = False
 
 
 @dataclass(frozen=True, slots=True)

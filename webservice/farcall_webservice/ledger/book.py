@@ -30,7 +30,8 @@ class Book:
         self._database = database
         #: Of each stream of a task the last so many characters are kept.
         self.max_log_characters = max_log_characters
-        self._claimant = str(uuid.uuid4())
+        #: Under which name this process claims what it is to publish.
+        self.claimant = str(uuid.uuid4())
         #: A group never changes hands, and is asked about with every submit and every wait.
         self._group_owners: dict[str, str] = {}
 

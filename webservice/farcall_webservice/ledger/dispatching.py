@@ -6,9 +6,10 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Connection, Executable, bindparam, func, or_, select, update
+from sqlalchemy import Connection, Executable, and_, bindparam, func, or_, select, update
 
 from farcall.wire import BatchedTask, TaskState
+from farcall_webservice import presence
 from farcall_webservice.ledger.book import Book, in_parts
 from farcall_webservice.ledger.history import line
 from farcall_webservice.ledger.tables import IDS, IS_UNFINISHED, OF_RUNNER, SUBMISSIONS, TASKS, submission, task
@@ -24,8 +25,8 @@ NOT_TWICE = (
     "The endpoint has lost this task when it may have been started already, and with max_retries 0 it is not started "
     "twice"
 )
-#: An agent that says this of a task has handed it to its engine.
-_MAY_HAVE_STARTED = frozenset({TaskState.WAITING_FOR_LAUNCH, TaskState.RUNNING})
+#: An agent that says this of a task has handed it to its engine. Each is where a line of the history begins.
+_MAY_HAVE_STARTED = (f"\n{TaskState.WAITING_FOR_LAUNCH} ", f"\n{TaskState.RUNNING} ")
 
 
 class Dispatching(Book):
@@ -35,7 +36,7 @@ class Dispatching(Book):
         """The oldest submissions whose message no broker has confirmed yet.
 
         ``alone`` says that no other process publishes. Otherwise those that another one may still be about to publish
-        are left out, and the others are this process's own for ``CLAIM_S`` seconds.
+        are left out, unless that one has gone, and the others are this process's own for ``CLAIM_S`` seconds.
         """
         with self._database.reading() if alone else self._database.writing() as connection:
             submission_ids = self._undispatched_ids(connection, alone=alone, limit=limit)
@@ -49,7 +50,11 @@ class Dispatching(Book):
         if alone:
             return list(connection.execute(_UNDISPATCHED_ALONE, {"limit": limit, "now": time.time()}).scalars())
         now = time.time()
-        claim = {"claimant": self._claimant, "now": now, "until": self._claimed_until(now), "limit": limit}
+        until = self._claimed_until(now)
+        claim = {"claimant": self.claimant, "now": now, "until": until, "limit": limit}
+        claim |= {"settled": until - presence.MAY_BE_UNSEEN_S, "absent": []}
+        if not self._database.is_sqlite:
+            claim["absent"] = presence.absent(connection, connection.execute(_OTHERS, claim).scalars().all())
         return [row.id for row in sorted(connection.execute(_CLAIM, claim), key=lambda row: row.created_at)]
 
     def mark_dispatched(self, submission_ids: Sequence[str]) -> None:
@@ -107,13 +112,14 @@ class Dispatching(Book):
     def hopeless(self, task_ids: Iterable[str], *, were_taken: bool) -> dict[str, str]:
         """Those of these lost tasks that must not be sent again, and why.
 
-        ``were_taken`` says that whoever had them may have started every one of them, even if it has not said so.
+        ``were_taken`` says that whoever had them may have started every one of them, and keeps no account of them: our
+        own agents do, and know what is to become of a task that comes again.
         """
         reasons: dict[str, str] = {}
         with self._database.reading() as connection:
             for some in in_parts(sorted(task_ids)):
                 for row in connection.execute(_LOST, {"ids": some}):
-                    if (row.options or {}).get("max_retries") == 0 and (were_taken or row.state in _MAY_HAVE_STARTED):
+                    if were_taken and (row.options or {}).get("max_retries") == 0:
                         reasons[row.id] = NOT_TWICE
                     elif row.history.count(f"{TaskState.WAITING_FOR_EP} ") >= MOST_SENDS:
                         reasons[row.id] = NEVER_ARRIVED
@@ -122,8 +128,9 @@ class Dispatching(Book):
     def resend(self, task_ids: Sequence[str], *, as_lost: bool = True, at_most: int | None = None) -> list[Outgoing]:
         """Return tasks that go out once more; those that have ended meanwhile are left out.
 
-        ``as_lost`` notes it in their history, so that what is lost again and again can be told. Of more than
-        ``at_most`` characters of arguments the first tasks are returned; one task is not too many for any room.
+        ``as_lost`` notes it in their history, so that what is lost again and again can be told, and has them say
+        whether they may have started. Of more than ``at_most`` characters of arguments the first tasks are returned;
+        one task is not too many for any room.
         """
         if at_most is not None and at_most <= 0:
             return []
@@ -134,7 +141,7 @@ class Dispatching(Book):
                 unfinished = _first_that_fit(connection, unfinished, at_most)
             for some in in_parts(unfinished if as_lost else ()):
                 connection.execute(_SEND_AGAIN, {"ids": some, "now": now, "line": line(TaskState.WAITING_FOR_EP, now)})
-            return outgoing(connection, unfinished, of_submissions=False)
+            return outgoing(connection, unfinished, of_submissions=False, as_lost=as_lost)
 
 
 def _first_that_fit(connection: Connection, task_ids: Sequence[str], characters: int) -> list[str]:
@@ -149,14 +156,18 @@ def _first_that_fit(connection: Connection, task_ids: Sequence[str], characters:
     return fitting
 
 
-def outgoing(connection: Connection, ids: Sequence[str], *, of_submissions: bool) -> list[Outgoing]:
+def outgoing(
+    connection: Connection, ids: Sequence[str], *, of_submissions: bool, as_lost: bool = False
+) -> list[Outgoing]:
     """The unfinished ones of these tasks, or of the tasks of these submissions, by submission; oldest first."""
     query: Executable = _OUTGOING_BY_SUBMISSION if of_submissions else _OUTGOING_BY_TASK
     batches: dict[str, Outgoing] = {}
     tasks: dict[str, list[BatchedTask]] = defaultdict(list)
     for some in in_parts(ids):
         for row in connection.execute(query, {"ids": some}):
-            tasks[row.submission_id].append(BatchedTask(row.id, row.function_id, row.payload, row.options or {}))
+            started = as_lost and any(each in row.history for each in _MAY_HAVE_STARTED)
+            sent = BatchedTask(row.id, row.function_id, row.payload, row.options or {}, started)
+            tasks[row.submission_id].append(sent)
             batches[row.submission_id] = Outgoing(
                 row.submission_id, row.runner_id, tasks[row.submission_id], is_new=of_submissions
             )
@@ -164,7 +175,7 @@ def outgoing(connection: Connection, ids: Sequence[str], *, of_submissions: bool
 
 
 _LOST = (
-    select(task.id, task.state, task.history, submission.options)
+    select(task.id, task.history, submission.options)
     .join(SUBMISSIONS, submission.id == task.submission_id)
     .where(task.id.in_(IDS), IS_UNFINISHED)
 )
@@ -183,18 +194,34 @@ _UNDISPATCHED_ALONE = _UNDISPATCHED.where(
     )
 )
 _SET_ASIDE = update(SUBMISSIONS).where(submission.id.in_(IDS)).values(claimed_by=None, claimed_until=bindparam("until"))
-#: Those that are the claimant's own, or nobody's any more. Another process that looks at the same time takes others.
+#: Those that are the claimant's own, or nobody's any more, or somebody's who has gone. Another process that looks at
+#: the same time takes others.
 _claimable = (
     _UNDISPATCHED.where(
         or_(
             submission.claimed_by == bindparam("claimant"),
             submission.claimed_until.is_(None),
             submission.claimed_until < bindparam("now"),
+            and_(
+                submission.claimed_by.in_(bindparam("absent", expanding=True)),
+                submission.claimed_until < bindparam("settled"),
+            ),
         )
     )
     .with_for_update(skip_locked=True)
     # As a subquery it might be run, and lock its rows, more than once.
     .cte("claimable")
+)
+#: Who has claimed something, and not only just now.
+_OTHERS = (
+    select(submission.claimed_by)
+    .where(
+        submission.dispatched_at.is_(None),
+        submission.held_at.is_(None),
+        submission.claimed_by != bindparam("claimant"),
+        submission.claimed_until.between(bindparam("now"), bindparam("settled")),
+    )
+    .distinct()
 )
 _CLAIM = (
     update(SUBMISSIONS)
@@ -221,7 +248,7 @@ _OUTGOING = (
     .where(IS_UNFINISHED)
     .order_by(task.seq)
 )
-_OUTGOING_BY_TASK = _OUTGOING.where(task.id.in_(IDS))
+_OUTGOING_BY_TASK = _OUTGOING.add_columns(task.history).where(task.id.in_(IDS))
 _OUTGOING_BY_SUBMISSION = _OUTGOING.where(task.submission_id.in_(IDS))
 
 _UNCHANGED_SINCE = (

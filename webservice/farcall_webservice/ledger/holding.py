@@ -77,7 +77,7 @@ class Holding(Dispatching):
             held = list(connection.execute(_OLDEST_HELD, question).scalars())
             taken = _as_many_as_fit(connection, held, room)
             for some in in_parts([batch.submission_id for batch in taken]):
-                connection.execute(_LET_GO, {"ids": some, "claimant": self._claimant, "until": until})
+                connection.execute(_LET_GO, {"ids": some, "claimant": self.claimant, "until": until})
         return [replace(batch, claimed_until=until, is_new=False) for batch in taken]
 
 

@@ -16,6 +16,7 @@ from farcall.wire import TaskState
 from farcall_webservice.ledger.cancelling import Cancelling
 from farcall_webservice.ledger.tables import (
     CANCELLATIONS,
+    ENDPOINTS,
     GROUPS,
     IDS,
     IS_UNFINISHED,
@@ -61,18 +62,18 @@ class Removing(Cancelling):
             question = {"before": ended_before, "limit": AT_ONCE}
             task_ids = list(connection.execute(_ENDED_BEFORE, question).scalars())
             if task_ids:
-                for query in (_REMOVE_OUTPUT, _REMOVE_CANCELLATIONS, _REMOVE_TASKS):
+                for query in (_REMOVE_OUTPUT, _REMOVE_TASKS):
                     connection.execute(query, {"ids": task_ids})
         return len(task_ids)
 
-    def remove_cancellations(self, made_before: float) -> int:
-        """Remove some of those that no agent has confirmed for so long.
+    def remove_cancellations(self) -> int:
+        """Remove some of those that were left for agents whose endpoints are deleted.
 
-        An agent that comes back even later runs what its queue still holds of them, and its result is passed over.
+        All others stay until they are confirmed: nobody knows how long a task waits on its queue for an agent that is
+        away, which asks here before it takes any.
         """
         with self._database.writing() as connection:
-            question = {"before": made_before, "limit": AT_ONCE}
-            task_ids = list(connection.execute(_OLD_CANCELLATIONS, question).scalars())
+            task_ids = list(connection.execute(_CANCELLATIONS_FOR_NOBODY, {"limit": AT_ONCE}).scalars())
             if task_ids:
                 connection.execute(_REMOVE_CANCELLATIONS, {"ids": task_ids})
         return len(task_ids)
@@ -135,12 +136,12 @@ _ENDED_BEFORE = (
 _REMOVE_TASKS = delete(TASKS).where(task.id.in_(IDS))
 _REMOVE_OUTPUT = delete(OUTPUT).where(output.task_id.in_(IDS))
 _REMOVE_CANCELLATIONS = delete(CANCELLATIONS).where(cancellation.task_id.in_(IDS))
-_OLD_CANCELLATIONS = (
+_CANCELLATIONS_FOR_NOBODY = (
     select(cancellation.task_id)
-    .where(cancellation.created_at < bindparam("before"))
-    .order_by(cancellation.created_at)
+    .join(ENDPOINTS, endpoint.id == cancellation.runner_id)
+    .where(endpoint.deleted_at.is_not(None))
     .limit(bindparam("limit"))
-    .with_for_update(skip_locked=True)
+    .with_for_update(of=CANCELLATIONS, skip_locked=True)
 )
 _OLD_SUBMISSIONS = (
     select(submission.id, submission.created_at)

@@ -102,7 +102,7 @@ class Submitting(Reading):
                 "digest": request.digest,
                 "options": dict(request.options) if request.options else None,
                 "created_at": now,
-                "claimed_by": self._claimant,
+                "claimed_by": self.claimant,
                 "claimed_until": self._claimed_until(now),
                 "task_count": sum(map(len, request.payloads.values())),
                 "after_others_of": request.endpoint_id,
