@@ -15,7 +15,8 @@ from typing import Any
 
 from farcall.serialize import deserialize, serialize
 from farcall.wire import BatchedTask, FunctionCode, Output, Result, pack_buffers, read_result
-from farcall_endpoint.blocks import Blocks, Breaker
+from farcall_endpoint.blocks import Blocks
+from farcall_endpoint.breaker import Breaker
 from farcall_endpoint.calls import Setting, read_outcome, write_call
 from farcall_endpoint.config import EngineConfig
 from farcall_endpoint.htex import Executor

@@ -23,6 +23,7 @@ from .calls import Setting
 from .cancelling import Cancellations
 from .config import EndpointConfig
 from .directories import read_endpoint_id, write_endpoint_id
+from .endings import Endings
 from .engine import Engine
 from .journal import Journal, JournalError, Unfinished
 from .mailbox import Inbox, Outbox
@@ -43,7 +44,10 @@ MOST_HELD_BYTES = 256 * 1024 * 1024
 CONNECT_TIMEOUT_S = 30.0
 
 #: What an orderly stop may take: for Parsl with its blocks, then for the last results.
-STOP_ENGINE_S, STOP_OUTBOX_S = 6.0, 3.0
+STOP_ENGINE_S, STOP_OUTBOX_S = 10.0, 3.0
+
+#: Of the endpoint's id, what marks its blocks.
+OWNER_CHARACTERS = 12
 
 #: How often we look whether there is something to report, at most one report each time.
 TICK_S = 1.0
@@ -118,7 +122,6 @@ class Agent:
         self._build(registration)
 
     def _build(self, registration: Registration) -> None:
-        runs_dir = self._config.directory / "runs"
         self._engine = Engine(
             Setting(
                 endpoint_id=self._endpoint_id,
@@ -136,8 +139,17 @@ class Agent:
             on_unreachable=ask,
             on_disk_trouble=self._writer.failed,
         )
-        watching = Watching(self._engine, self._output, on_output=self._outbox.output_waiting)
-        self._supervisor = Supervisor(self._config, self._provider, self._engine, runs_dir=runs_dir, watcher=watching)
+        endings = Endings()
+        watching = Watching(self._engine, self._output, endings, on_output=self._outbox.output_waiting)
+        self._supervisor = Supervisor(
+            self._config,
+            self._provider,
+            self._engine,
+            runs_dir=self._config.directory / "runs",
+            watcher=watching,
+            endings=endings,
+            owner=self._endpoint_id.replace("-", "")[:OWNER_CHARACTERS],
+        )
         self._cancellations = Cancellations(
             self._registrar.transport, self._endpoint_id, on_cancelled=self._cancel_tasks
         )

@@ -1,32 +1,26 @@
-"""Between Parsl and our providers: blocks asked for, watched and ended, and what to do if they all fail."""
+"""Between Parsl and our providers: blocks asked for, watched and ended."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shlex
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from parsl import launchers
 from parsl.jobs.states import JobState, JobStatus
 from parsl.providers.base import ExecutionProvider
 
-from farcall.errors import ConfigurationError
-
+from .breaker import Breaker
 from .config import EngineConfig
-from .provider import BlockSpec, BlockState, Provider
+from .launchers import Launcher, launch
+from .provider import BlockSpec, BlockState, Provider, SystemUnavailable
+from .roster import Roster
 
 log = logging.getLogger(__name__)
-
-#: Blocks that end in a row without a worker having connected, after which something must be wrong with all of them.
-FAILURES_IN_A_ROW = 3
-
-#: How long no block is started then; doubled each time until a worker connects.
-FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 60.0, 900.0
 
 #: A block that its system has not known for so long has ended.
 UNKNOWN_FOR_S = 120.0
@@ -43,6 +37,20 @@ _JOB_STATES = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """A block that has ended."""
+
+    block_id: str
+    state: str
+    #: What it printed, and how it ended in the system's words.
+    said: str
+    #: Whether a worker of it ever connected.
+    has_connected: bool
+    #: Whether we wanted it to end.
+    is_cancelled: bool
+
+
 class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
     """One of our providers, as Parsl's executor wants it."""
 
@@ -55,6 +63,9 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
         run_dir: Path,
         working_dir: Path,
         poll_period_s: int,
+        owner: str = "",
+        breaker: Breaker | None = None,
+        roster: Roster | None = None,
     ) -> None:
         self.init_blocks = config.init_blocks
         self.min_blocks = config.min_blocks
@@ -67,17 +78,27 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
         self.cores_per_node = None
         self.mem_per_node = None
         self._name = name
+        self._owner = owner
         self._provider = provider
         self._config = config
         self._run_dir = run_dir
         self._poll_period_s = poll_period_s
         self._working_dir = working_dir
-        self._launch = _launcher(config.launcher)
         self._container = config.container
+        usual = provider.launcher if config.managers_per_block > 1 else "single"
+        self._launch = launch(config.launcher or Launcher(usual))
+        self._breaker = breaker or Breaker()
+        self._roster = roster or Roster()
         self._lock = threading.Lock()
         self._statuses: dict[str, JobStatus] = {}
         self._unknown_since: dict[str, float] = {}
-        self._refusal: str | None = None
+        self._connected: set[str] = set()
+        self._present: Collection[str] = ()
+        self._cancelled: set[str] = set()
+        self._untold: list[str] = []
+        self._has_news = False
+        #: Whether a block may be there of which we do not know: the answer to a submit has not come.
+        self.may_have_lost_one = False
 
     @property
     def label(self) -> str:
@@ -91,25 +112,35 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
         directory = shlex.quote(str(self._working_dir))
         if self._container is not None:
             command = self._container.around(command, [str(self._run_dir), str(self._working_dir)])
-        launched = self._launch(command, tasks_per_node, self.nodes_per_block)
+        launched = self._launch(command, self.nodes_per_block)
         spec = BlockSpec(
             command=f"mkdir -p {directory} && cd {directory} && {launched}",
             # Parsl's name ends in the block's number.
             name=f"farcall.{self._name}.{job_name.rpartition('-')[2]}",
             run_dir=self._run_dir,
+            owner=self._owner,
             nodes=self._config.nodes_per_block,
             walltime_s=self._config.walltime_s,
             worker_init=self._config.worker_init,
         )
-        try:
-            block_id = self._provider.submit(spec)
-        except Exception as error:
-            self._refusal = f"No block could be asked for: {error}"
-            raise
-        self._refusal = None
+        block_id = self._submitted(spec)
         log.info("block %s was submitted", block_id)
         with self._lock:
             self._statuses[block_id] = JobStatus(JobState.PENDING)
+        self._roster.add(block_id)
+        return block_id
+
+    def _submitted(self, spec: BlockSpec) -> str:
+        try:
+            block_id = self._provider.submit(spec)
+        except SystemUnavailable as error:
+            self._breaker.unavailable(str(error))
+            self.may_have_lost_one = True
+            raise
+        except Exception as error:
+            self._breaker.failed(f"No block could be asked for: {error}", others_work=bool(self._present))
+            raise
+        self._breaker.available()
         return block_id
 
     def status(self, job_ids: Sequence[object]) -> list[JobStatus]:
@@ -122,17 +153,68 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
         return [JobStatus(self._statuses[block_id].state, self._statuses[block_id].message) for block_id in ids]
 
     def cancel(self, job_ids: Sequence[object]) -> list[bool]:
+        """End blocks. Of each whether the system has taken that; if not, Parsl tries again while it wants fewer."""
         ids = [str(job_id) for job_id in job_ids]
-        if ids:
-            log.info("ending blocks %s", ", ".join(ids))
+        if not ids:
+            return []
+        log.info("ending blocks %s", ", ".join(ids))
+        try:
             self._provider.cancel(ids)
+        # A stranger's code, or a scheduler that does not answer.
+        except Exception as error:
+            log.warning("blocks %s cannot be ended: %s", ", ".join(ids), error)
+            self._roster.cannot_end(ids, str(error))
+            return [False] * len(ids)
+        self._cancelled.update(ids)
+        self._roster.ending(ids)
         return [True] * len(ids)
 
     def cancel_all(self) -> None:
         """End every block that has not ended."""
+        self.cancel(self.living)
+
+    @property
+    def living(self) -> list[str]:
+        """The blocks that have not ended, as far as is known."""
         with self._lock:
-            ids = [block_id for block_id, status in self._statuses.items() if not status.terminal]
-        self.cancel(ids)
+            return [block_id for block_id, status in self._statuses.items() if not status.terminal]
+
+    def connected(self, ever: Collection[str], present: Collection[str]) -> None:
+        """Of these blocks workers have connected, and of those they are here now."""
+        new = {block_id for block_id in ever if block_id not in self._connected}
+        self._connected |= new
+        self._present = present
+        self._has_news = self._has_news or bool(new)
+        self._roster.connected(block_id for block_id in new if block_id in self._roster.entries)
+
+    def take_ended(self) -> list[Ended]:
+        """The blocks that have ended since this was last asked for. The breaker has been told of them.
+
+        To be asked after :meth:`connected`, and that after :meth:`status`.
+        """
+        ended = self._take_ended()
+        for block in ended:
+            if not (block.has_connected or block.is_cancelled):
+                said = block.said or "(it said nothing)"
+                self._breaker.failed(f"Block {block.block_id} ended before a worker of it had connected: {said}")
+        if self._has_news:
+            self._has_news = False
+            self._breaker.worked()
+        return ended
+
+    def _take_ended(self) -> list[Ended]:
+        untold, self._untold = self._untold, []
+        with self._lock:
+            return [
+                Ended(
+                    block_id,
+                    self._statuses[block_id].status_name,
+                    self._statuses[block_id].message or "",
+                    has_connected=block_id in self._connected,
+                    is_cancelled=block_id in self._cancelled or self._statuses[block_id].state == JobState.CANCELLED,
+                )
+                for block_id in untold
+            ]
 
     def shown(self) -> list[dict[str, str]]:
         """The blocks that have not ended, and the last that failed, for people: ``id``, ``state`` and ``message``."""
@@ -148,19 +230,16 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
             for key, status in shown.items()
         ]
 
-    @property
-    def refusal(self) -> str | None:
-        """What the system said when it was last asked for a block, if it said no."""
-        return self._refusal
-
     def forget(self, job_ids: Sequence[object]) -> None:
         """Nobody will ask about these again."""
         with self._lock:
             for job_id in job_ids:
                 self._statuses.pop(str(job_id), None)
+                self._connected.discard(str(job_id))
+                self._cancelled.discard(str(job_id))
 
     def _reason(self, block_id: str, status: JobStatus) -> str:
-        if status.state != JobState.PENDING:
+        if status.terminal:
             return ""
         try:
             return self._provider.reason(block_id)
@@ -179,75 +258,30 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
             log.warning("the provider cannot say how its blocks are: %s: %s", type(error).__name__, error)
             return {}
 
+    def _output(self, block_id: str) -> str:
+        try:
+            return self._provider.output(block_id)
+        # A stranger's code, or a machine that is out of reach. That the block has ended must not get lost with that.
+        except Exception as error:
+            log.warning("what block %s printed cannot be read: %s: %s", block_id, type(error).__name__, error)
+            return f"[what it printed cannot be read: {error}]"
+
     def _note(self, block_id: str, state: BlockState) -> None:
         earlier = self._statuses[block_id]
         if state is BlockState.UNKNOWN:
             since = self._unknown_since.setdefault(block_id, time.monotonic())
-            if time.monotonic() - since < UNKNOWN_FOR_S:
+            # Whoever has workers here lives, whatever its system knows.
+            if block_id in self._present or time.monotonic() - since < UNKNOWN_FOR_S:
                 return
             status = JobStatus(JobState.FAILED, f"the system has not known block {block_id} for {UNKNOWN_FOR_S:g} s")
         else:
             self._unknown_since.pop(block_id, None)
-            status = JobStatus(_JOB_STATES[state], self._provider.output(block_id) if state.has_ended else None)
+            status = JobStatus(_JOB_STATES[state], self._output(block_id) if state.has_ended else None)
+            if state.has_ended:
+                self._roster.ended([block_id])
         if status.state != earlier.state:
             log.info("block %s is %s", block_id, status.status_name.lower())
         with self._lock:
             self._statuses[block_id] = status
-
-
-class Breaker:
-    """Stops the asking for blocks when none of them comes to work, and says why; tries again after a while."""
-
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
-        self._backoff_s = FIRST_BACKOFF_S
-        self._closed_until = 0.0
-        self._trouble = ""
-
-    def begin(self) -> None:
-        """Parsl starts anew, and counts its blocks from 0."""
-        self._seen.clear()
-
-    def allows_blocks(self) -> bool:
-        return time.monotonic() >= self._closed_until
-
-    @property
-    def trouble(self) -> str | None:
-        """Why no blocks are asked for; None if they are."""
-        return None if self.allows_blocks() else self._trouble
-
-    def observe(self, statuses: Mapping[str, JobStatus], *, managers: int) -> str | None:
-        """Look at all blocks. What the failed ones said, if that is a reason to stop; else None."""
-        if managers:
-            self._seen.update(statuses)
-            self._backoff_s = FIRST_BACKOFF_S
-            return None
-        # Parsl calls a block missing that has ended without a manager having connected.
-        missing = [
-            key for key, status in statuses.items() if status.state == JobState.MISSING and key not in self._seen
-        ]
-        if len(missing) < FAILURES_IN_A_ROW:
-            return None
-        self._seen.update(missing)
-        self._closed_until = time.monotonic() + self._backoff_s
-        log.error("%d blocks in a row ended before a worker connected; the next in %g s", len(missing), self._backoff_s)
-        backoff_s = self._backoff_s
-        self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
-        last = statuses[max(missing, key=int)]
-        sentence = (
-            f"{len(missing)} blocks in a row ended before a worker of theirs had connected. The last of them said:\n"
-            f"{last.message or '(nothing)'}"
-        )
-        again = (datetime.now() + timedelta(seconds=backoff_s)).astimezone().isoformat(timespec="seconds")
-        self._trouble = f"No block is asked for until {again}: {sentence}"
-        return f"No worker could be started for this task: {sentence}"
-
-
-def _launcher(name: str | None) -> launchers.base.Launcher:
-    if name is None:
-        return launchers.SimpleLauncher()
-    kind = getattr(launchers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, launchers.base.Launcher)):
-        known = ", ".join(sorted(key for key in vars(launchers) if key.endswith("Launcher")))
-        raise ConfigurationError(f"there is no launcher called {name!r}; there are: {known}")
-    return kind()
+            if status.terminal:
+                self._untold.append(block_id)

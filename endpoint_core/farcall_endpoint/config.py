@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .containers import Container, container_of, kind_of
+from .launchers import Launcher
 from .mpi import LAUNCHERS
 from .provider import setting
 from .reading import Place
@@ -90,12 +91,10 @@ def _address(raw: Any) -> str:
         ) from None
 
 
-def _launcher(raw: Any) -> str:
-    """Globus Compute writes ``{type: SrunLauncher}``; the name alone will do."""
-    name = raw.get("type") if isinstance(raw, Mapping) and set(raw) == {"type"} else raw
-    if isinstance(name, str) and name:
-        return name
-    raise ValueError(f"expected the name of a launcher, such as SrunLauncher, got {raw!r}")
+def _on_block_failures(raw: Any) -> str:
+    if raw in ("fail", "wait"):
+        return str(raw)
+    raise ValueError(f"expected fail or wait, got {raw!r}")
 
 
 def _mpi_launcher(raw: Any) -> str:
@@ -221,8 +220,23 @@ class EngineConfig:
         section="provider",
         help="Shell lines run in each block before its workers start, such as: module load python",
     )
-    launcher: str | None = setting(
-        None, section="provider", parse=_launcher, help="What starts the workers on every node of a block."
+    launcher: Launcher | None = setting(  # noqa: RUF009 - the value is frozen
+        None,
+        section="provider",
+        parse=Launcher.read,
+        help="What starts the workers on every node of a block: srun, mpiexec or single; left out, the provider's own.",
+    )
+    max_block_failures: int = setting(
+        3,
+        section="provider",
+        minimum=1,
+        help="Blocks that may fail in a row before a worker of theirs has connected; then no more are asked for.",
+    )
+    on_block_failures: str = setting(
+        "fail",
+        section="provider",
+        parse=_on_block_failures,
+        help="What tasks do that wait then: fail with what the last block said, or wait.",
     )
 
     @property

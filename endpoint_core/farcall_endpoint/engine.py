@@ -72,6 +72,8 @@ class Engine:
         self._listener = listener
         #: Set by the supervisor: somebody should look whether a block is needed.
         self.on_demand: Callable[[], None] = lambda: None
+        #: Set by the supervisor: the loss of a node, with what is known of how its block ended.
+        self.explain: Callable[[Exception], Exception] = lambda error: error
         self._lock = threading.Lock()
         self._unfollowed: deque[Future[Any]] = deque()
         self._results: list[tuple[str, str]] = []
@@ -350,7 +352,7 @@ class Engine:
             try:
                 outcome = read_outcome(future.result())
             except Exception as error:
-                self._lost(call, error)
+                self._lost(call, self.explain(error))
             else:
                 self._finished(call, outcome)
             self._hand_over()

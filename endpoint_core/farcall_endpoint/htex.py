@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from parsl.jobs import strategy
 
 from farcall.errors import FarcallError
 
-from .blocks import Blocks, Breaker
+from .blocks import Blocks
+from .breaker import Breaker
 from .config import EngineConfig
 from .mpi import LAUNCHERS
 from .nodeline import NodeLine
@@ -206,10 +207,21 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
         return ended
 
     def scale_out_facade(self, n: int) -> list[str]:
-        if not self.breaker.allows_blocks():
-            return []
-        started: list[str] = super().scale_out_facade(n)
+        started: list[str] = []
+        for _ in range(n):
+            # What became of the last one may be a reason to ask for no other.
+            if not self.breaker.allows_blocks():
+                break
+            started += super().scale_out_facade(1)
         return started
+
+    def note_connected(self, managers: Collection[Mapping[str, Any]]) -> None:
+        """Tell the blocks whose workers have connected, and whose are here now."""
+        present = {manager["block_id"] for manager in managers}
+        ever = {*self.connected_blocks(), *present}
+        self.blocks.connected(
+            *({self.blocks_to_job_id[key] for key in keys if key in self.blocks_to_job_id} for keys in (ever, present))
+        )
 
     def forget_ended_blocks(self) -> None:
         """Parsl would ask about every block there ever was, for ever."""

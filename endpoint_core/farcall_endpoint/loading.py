@@ -146,9 +146,9 @@ def _with_mpi(engine: EngineConfig, name: Any, place: Place, provider_place: Pla
         raise place.at("max_workers_per_node").error(
             "with MPI, max_workers_per_block says how many tasks run at a time"
         )
-    if engine.launcher not in (None, "SimpleLauncher"):
+    if engine.launcher is not None and not engine.launcher.is_single:
         raise provider_place.at("launcher").error(
-            f"{engine.launcher} would start workers on every node; with MPI they are on the first one, and "
+            f"{engine.launcher.name} would start workers on every node; with MPI they are on the first one, and "
             "engine.mpi_launcher starts the ranks: leave this key out"
         )
     return dataclasses.replace(engine, mpi_launcher=engine.mpi_launcher or LAUNCHERS[0])

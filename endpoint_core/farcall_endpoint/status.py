@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 from farcall.wire import StatusReport, Transition
 
 from .config import EndpointConfig
+from .fleet import Fleet
 from .held import Load
-from .supervisor import Fleet
 
 #: Task id -> what has become of it since the last report.
 Changes: TypeAlias = Mapping[str, Sequence[Transition]]

@@ -9,7 +9,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,18 @@ import zmq
 from parsl.executors.high_throughput.errors import CommandClientBadError, CommandClientTimeoutError
 from parsl.jobs.strategy import Strategy
 
-from .blocks import Blocks, Breaker
+from . import breaker, roster
+from .blocks import Blocks
+from .breaker import Breaker
 from .config import EndpointConfig
+from .custody import Custody, outlives_agent
+from .endings import Endings
 from .engine import Engine
 from .failures import NodesLost
+from .fleet import Fleet
 from .htex import Executor
 from .provider import Provider
+from .roster import Roster
 from .sightings import Watcher
 
 log = logging.getLogger(__name__)
@@ -39,41 +44,45 @@ RUNS_KEPT = 5
 #: No block is asked for while there is less room than that for its files.
 LEAST_ROOM_BYTES = 1024 * 1024
 
+#: How long blocks may take to be gone at the end.
+END_PATIENCE_S = 3.0
+
 #: What Parsl raises when its interchange does not answer.
 _SILENCE = (CommandClientBadError, CommandClientTimeoutError, zmq.ZMQError)
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """Who is there to work."""
-
-    managers: Sequence[Mapping[str, Any]] = ()
-    #: As in ``Blocks.shown``.
-    blocks: Sequence[Mapping[str, str]] = ()
-    #: Sentences about what keeps workers from coming.
-    troubles: Sequence[str] = ()
-
-    @property
-    def active(self) -> list[Mapping[str, Any]]:
-        return [manager for manager in self.managers if manager["active"]]
-
-    @property
-    def workers(self) -> int:
-        return sum(manager["worker_count"] for manager in self.active)
 
 
 class Supervisor:
     """The thread that owns Parsl's executor: all of its lives begin and end in it."""
 
     def __init__(
-        self, config: EndpointConfig, provider: Provider, engine: Engine, *, runs_dir: Path, watcher: Watcher
+        self,
+        config: EndpointConfig,
+        provider: Provider,
+        engine: Engine,
+        *,
+        runs_dir: Path,
+        watcher: Watcher,
+        endings: Endings,
+        owner: str,
     ) -> None:
         self._watcher = watcher
         self._config = config
         self._provider = provider
         self._engine = engine
         self._runs_dir = runs_dir
-        self._breaker = Breaker()
+        self._owner = owner
+        self._breaker = Breaker(
+            config.directory / breaker.FILE_NAME,
+            most_failures=config.engine.max_block_failures,
+            fingerprint=breaker.fingerprint(config),
+            name=config.name,
+        )
+        # Of blocks that end with the agent the next one need not know.
+        self._roster = Roster(config.directory / roster.FILE_NAME if outlives_agent(provider) else None)
+        self._custody = Custody(provider, self._roster, self._breaker, owner=owner)
+        self._endings = endings
+        #: Whether the engine may hand tasks to the executor.
+        self._is_given = False
         self._executor: Executor | None = None
         self._strategy: Strategy | None = None
         self._next_strategy = 0.0
@@ -93,6 +102,7 @@ class Supervisor:
     def start(self) -> None:
         """Start Parsl. Raises what kept it from starting."""
         self._engine.on_demand = self._wake.set
+        self._engine.explain = self._endings.explained
         self._thread.start()
         self._started.wait()
         if self._start_error is not None:
@@ -150,30 +160,70 @@ class Supervisor:
         """One round: who is there, are there enough blocks, does what Parsl believes still hold."""
         managers = executor.managers()
         executor.poll_facade()
-        troubles = [said for said in (self._breaker.trouble, executor.blocks.refusal) if said is not None]
-        self._fleet = Fleet(managers, executor.blocks.shown(), troubles)
+        self._learn(executor, managers)
         statuses = executor.status_facade
         alive = [block_id for block_id, status in statuses.items() if not status.terminal]
         per_block = executor.workers_per_node * self._config.engine.managers_per_block
         self._engine.expect(workers=self._fleet.workers, expected=int(per_block * max(1, len(alive))))
-        reason = self._breaker.observe(statuses, managers=len(self._fleet.active))
-        if reason is not None:
-            self._engine.fail_all("NoWorkers", reason)
-            # Parsl still has some of the tasks, and would run them when a block comes after all.
-            return "no block brings workers"
+        if self._breaker.is_open and not alive and not managers and self._config.engine.on_block_failures == "fail":
+            return self._refuse_tasks()
+        self._give(executor)
         self._scale(executor, urgently=not alive and self._engine.outstanding() > 0)
         # Parsl misses a dead manager only after many heartbeats. Where it was the only one, we know better.
         working = [manager for manager in managers if manager["tasks"]]
         if working and all(_is_over(statuses, manager) for manager in managers):
             reason = "all blocks have ended while they had tasks"
+            said = self._endings.of(manager["manager"] for manager in managers)
             # As the heartbeats of the dead managers would have it in the end.
             workers = sum(manager["worker_count"] for manager in managers)
-            self._engine.all_nodes_lost(NodesLost(reason), running_calls=workers)
+            self._engine.all_nodes_lost(NodesLost(said or reason), running_calls=workers)
             return reason
         return None
 
+    def _learn(self, executor: Executor, managers: Sequence[Mapping[str, Any]]) -> None:
+        """Who is there, which blocks have ended and how, and what that means for the next."""
+        blocks = executor.blocks
+        executor.note_connected(managers)
+        of = {manager["manager"]: executor.blocks_to_job_id.get(manager["block_id"]) for manager in managers}
+        self._endings.seen({manager: block_id for manager, block_id in of.items() if block_id is not None})
+        ended = blocks.take_ended()
+        self._endings.ended(ended)
+        self._breaker.look()
+        if any(block.block_id in self._roster.entries for block in ended):
+            # The system did not say that it has ended, only nothing more of it.
+            self._custody.look_soon()
+        if blocks.may_have_lost_one and self._breaker.allows_blocks():
+            blocks.may_have_lost_one = False
+            self._custody.look_soon()
+        self._note(Fleet(managers, blocks.shown(), self._troubles()))
+
+    def _troubles(self) -> list[str]:
+        trouble = self._breaker.trouble
+        return [*self._custody.troubles, *([] if trouble is None else [trouble])]
+
+    def _refuse_tasks(self) -> str | None:
+        """Nothing will run them until somebody has mended something, so they fail. A reason to replace Parsl."""
+        had_calls = self._engine.load().calls > 0
+        if self._is_given:
+            self._is_given = False
+            if not had_calls:
+                self._engine.use(None)
+        if self._engine.outstanding():
+            self._engine.fail_all("NoWorkers", self._breaker.verdict)
+        # It still has them, and would run them when a block comes after all.
+        return "no block brings workers" if had_calls else None
+
+    def _give(self, executor: Executor) -> None:
+        if not self._is_given:
+            self._is_given = True
+            self._engine.use(executor)
+
     def _scale(self, executor: Executor, *, urgently: bool) -> None:
+        may_ask = self._custody.look(executor.blocks.living) and self._breaker.allows_blocks()
         if self._strategy is None or not (urgently or time.monotonic() >= self._next_strategy):
+            return
+        if not may_ask and not executor.blocks.living:
+            # The first time the strategy asks for the initial blocks, which must not come to nothing.
             return
         if not self._has_room():
             # What a block needs to begin cannot be written; that its system fails at that says nothing against it.
@@ -201,7 +251,6 @@ class Supervisor:
         logging.getLogger("parsl").setLevel(logging.WARNING)
         engine = self._config.engine
         run_dir = self._new_run_dir()
-        self._breaker.begin()
         blocks = Blocks(
             self._provider,
             engine,
@@ -209,6 +258,9 @@ class Supervisor:
             run_dir=run_dir,
             working_dir=Path(engine.working_dir or self._config.directory / "tasks_working_dir").expanduser(),
             poll_period_s=self._provider.poll_period_s or max(1, round(engine.strategy_period_s)),
+            owner=self._owner,
+            breaker=self._breaker,
+            roster=self._roster,
         )
         address = engine.address or (None if self._provider.needs_network else "127.0.0.1")
         executor = Executor(engine, blocks, self._breaker, address=address, run_dir=run_dir, watcher=self._watcher)
@@ -219,7 +271,10 @@ class Supervisor:
         self._strategy.add_executors([executor])
         self._next_strategy = 0.0
         threading.Thread(target=self._wait_for_end, args=(executor.interchange_proc,), daemon=True).start()
-        self._engine.use(executor)
+        # As long as the breaker is open, nothing may be handed over that is to fail.
+        self._is_given = not (self._breaker.is_open and engine.on_block_failures == "fail")
+        if self._is_given:
+            self._engine.use(executor)
 
     def _wait_for_end(self, process: subprocess.Popen[bytes]) -> None:
         process.wait()
@@ -239,9 +294,8 @@ class Supervisor:
     def _end(self) -> None:
         executor, self._executor = self._executor, None
         self._engine.use(None)
-        self._fleet = Fleet(
-            troubles=() if self._stopping.is_set() else ("The endpoint's engine is being started again.",)
-        )
+        is_last = self._stopping.is_set()
+        self._note(Fleet(troubles=() if is_last else ("The endpoint's engine is being started again.",)))
         if executor is None:
             return
         try:
@@ -250,6 +304,20 @@ class Supervisor:
         # Half of it may be gone already; what matters is that the rest goes too.
         except Exception:
             log.exception("ending Parsl's processes")
+        if is_last:
+            self._wait_for_blocks(executor.blocks)
+
+    def _wait_for_blocks(self, blocks: Blocks) -> None:
+        """Give the blocks a moment to be gone, and say which of them are left."""
+        deadline = time.monotonic() + END_PATIENCE_S
+        while blocks.living and time.monotonic() < deadline:
+            blocks.status(blocks.living)
+            time.sleep(0.2)
+        for trouble in self._custody.troubles:
+            log.error("%s", trouble)
+
+    def _note(self, fleet: Fleet) -> None:
+        self._fleet = fleet
 
     def _new_run_dir(self) -> Path:
         self._runs_dir.mkdir(parents=True, exist_ok=True)

@@ -291,7 +291,8 @@ def test_blocks_that_cannot_start_workers_fail_the_tasks_with_what_they_said(sta
         running.stop()
 
     assert result.error_details.code == "NoWorkers"
-    assert "3 blocks in a row ended" in result.data
+    assert "3 blocks in a row came to nothing" in result.data
+    assert "farcall-endpoint resume ep" in result.data
     assert "no such module" in result.data
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from parsl.jobs.states import JobState, JobStatus
+from parsl.jobs.states import JobState
 
-from farcall.errors import ConfigurationError
 from farcall_endpoint import blocks
-from farcall_endpoint.blocks import Blocks, Breaker
+from farcall_endpoint.blocks import Blocks
+from farcall_endpoint.breaker import Breaker
 from farcall_endpoint.config import EngineConfig
 from farcall_endpoint.provider import BlockSpec, BlockState, Provider, ProviderConfig, ProviderError
+from farcall_endpoint.roster import Roster, read_roster
 
 
 class ScriptedProvider(Provider):
@@ -41,6 +43,8 @@ class ScriptedProvider(Provider):
         return {block_id: self.now[block_id] for block_id in block_ids}
 
     def cancel(self, block_ids: Sequence[str]) -> None:
+        if self.is_down:
+            raise OSError("the scheduler is down")
         self.cancelled += block_ids
 
     def reason(self, block_id: str) -> str:
@@ -55,7 +59,7 @@ def provider() -> ScriptedProvider:
     return ScriptedProvider()
 
 
-def blocks_of(provider: Provider, tmp_path: Path, config: EngineConfig | None = None) -> Blocks:
+def blocks_of(provider: Provider, tmp_path: Path, config: EngineConfig | None = None, **more: Any) -> Blocks:
     return Blocks(
         provider,
         config or EngineConfig(),
@@ -63,6 +67,7 @@ def blocks_of(provider: Provider, tmp_path: Path, config: EngineConfig | None = 
         run_dir=tmp_path,
         working_dir=tmp_path / "work here",
         poll_period_s=1,
+        **more,
     )
 
 
@@ -140,65 +145,68 @@ def test_blocks_are_shown_with_the_systems_words_and_of_those_that_failed_the_la
 
     assert [tuple(block.values()) for block in ours.shown()] == [
         (ids[1], "failed", "what block-2 printed"),
-        (ids[3], "running", ""),
+        (ids[3], "running", "block-4 waits for resources"),
         (ids[4], "pending", "block-5 waits for resources"),
     ]
 
 
-def test_that_no_block_could_be_asked_for_is_said_until_one_can(provider: ScriptedProvider, tmp_path: Path) -> None:
-    ours = blocks_of(provider, tmp_path)
+def test_that_no_block_could_be_asked_for_is_said_until_one_works(provider: ScriptedProvider, tmp_path: Path) -> None:
+    breaker = Breaker()
+    ours = blocks_of(provider, tmp_path, breaker=breaker)
     provider.is_down = True
     with pytest.raises(ProviderError):
         ours.submit("command", 1)
-    refused = ours.refusal
+    refused = breaker.trouble
 
     provider.is_down = False
-    ours.submit("command", 1)
+    block_id = ours.submit("command", 1)
+    ours.connected([block_id], [block_id])
+    ours.take_ended()
 
-    assert refused == "No block could be asked for: no more jobs of yours"
-    assert ours.refusal is None
-
-
-def test_a_launcher_that_does_not_exist_is_named_with_those_that_do(provider: ScriptedProvider, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"no launcher called 'SrunLaucher'; there are: .*SrunLauncher"):
-        blocks_of(provider, tmp_path, EngineConfig(launcher="SrunLaucher"))
-
-
-def missing(*numbers: int) -> dict[str, JobStatus]:
-    return {str(number): JobStatus(JobState.MISSING, f"words of {number}") for number in numbers}
-
-
-def test_three_blocks_without_a_worker_stop_the_asking_for_a_while() -> None:
-    breaker = Breaker()
-
-    two = breaker.observe(missing(0, 1), managers=0)
-    three = breaker.observe(missing(0, 1, 2), managers=0)
-
-    assert two is None
-    assert three is not None
-    assert "words of 2" in three
-    assert not breaker.allows_blocks()
-    assert "words of 2" in (breaker.trouble or "")
-    assert (breaker.trouble or "").startswith("No block is asked for until 20")
-
-
-def test_blocks_that_were_counted_are_not_counted_again() -> None:
-    breaker = Breaker()
-    breaker.observe(missing(0, 1, 2), managers=0)
-
-    again = breaker.observe(missing(0, 1, 2, 3), managers=0)
-    breaker.begin()
-    anew = breaker.observe(missing(0, 1, 2), managers=0)
-
-    assert again is None
-    assert anew is not None
-
-
-def test_a_worker_that_connects_makes_up_for_earlier_failures() -> None:
-    breaker = Breaker()
-
-    breaker.observe(missing(0, 1), managers=1)
-
-    assert breaker.observe(missing(0, 1, 2, 3), managers=0) is None
-    assert breaker.allows_blocks()
+    assert "No block could be asked for: no more jobs of yours" in (refused or "")
     assert breaker.trouble is None
+
+
+def test_only_blocks_that_ended_by_themselves_before_a_worker_came_count_as_failures(
+    provider: ScriptedProvider, tmp_path: Path
+) -> None:
+    breaker = Breaker(most_failures=1)
+    ours = blocks_of(provider, tmp_path, breaker=breaker)
+    worked, unwanted = ours.submit("command", 1), ours.submit("command", 1)
+    ours.connected([worked], [worked])
+    ours.take_ended()
+    ours.cancel([unwanted])
+    provider.now.update({worked: BlockState.FAILED, unwanted: BlockState.FAILED})
+    ours.status([worked, unwanted])
+
+    ended = ours.take_ended()
+
+    assert [(each.has_connected, each.is_cancelled) for each in ended] == [(True, False), (False, True)]
+    assert not breaker.is_open
+
+
+def test_a_block_whose_workers_are_here_lives_whatever_its_system_knows(
+    provider: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "UNKNOWN_FOR_S", 0.0)
+    ours = blocks_of(provider, tmp_path)
+    block_id = ours.submit("command", 1)
+    provider.now[block_id] = BlockState.UNKNOWN
+    ours.connected([block_id], [block_id])
+
+    here = ours.status([block_id])
+    ours.connected([block_id], [])
+    gone = ours.status([block_id])
+
+    assert [here[0].state, gone[0].state] == [JobState.PENDING, JobState.FAILED]
+
+
+def test_a_block_that_cannot_be_ended_is_not_called_ended(provider: ScriptedProvider, tmp_path: Path) -> None:
+    roster = Roster(tmp_path / "blocks.json")
+    ours = blocks_of(provider, tmp_path, roster=roster)
+    block_id = ours.submit("command", 1)
+    provider.is_down = True
+
+    assert ours.cancel([block_id]) == [False]
+
+    assert read_roster(tmp_path / "blocks.json")[block_id].trouble == "the scheduler is down"

@@ -9,6 +9,7 @@ import pytest
 
 from farcall.errors import ConfigurationError
 from farcall_endpoint.config import EngineConfig, seconds_of
+from farcall_endpoint.launchers import Launcher
 from farcall_endpoint.loading import load_config
 
 # As somebody who comes from Globus Compute has it.
@@ -86,7 +87,7 @@ def test_a_configuration_of_globus_compute_is_understood(directory: Path) -> Non
         nodes_per_block=2,
         walltime_s=1800,
         worker_init="module load python",
-        launcher="SrunLauncher",
+        launcher=Launcher("SrunLauncher"),
     )
     assert (config.provider.type, dict(config.provider.options)) == ("slurm", {"partition": "caslake"})
 
