@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import pytest
 
-from .provider import BlockSpec, BlockState, Provider
+from ..provider import BlockSpec, BlockState, Provider
 
 
 class ProviderContract:
