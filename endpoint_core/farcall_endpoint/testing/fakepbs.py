@@ -34,13 +34,12 @@ class FakePbs:
     Jobs get an environment of their own, as on a node: what they need is to be in ``worker_init``.
     """
 
-    def __init__(self, folder: Path, *, dialect: str = "") -> None:
+    def __init__(self, folder: Path) -> None:
         self._jobs = Jobs(folder)
         self.bin = folder / "bin"
         self.bin.mkdir(exist_ok=True)
         for command in COMMANDS:
             self.add_command(command, f"{__package__}.pbscommands")
-        self._order(dialect=dialect)
 
     def __enter__(self) -> FakePbs:
         return self
@@ -82,6 +81,10 @@ class FakePbs:
         return self._jobs.get(job.number) or current
 
     # -- what a test tells it -----------------------------------------------------------------------------------------
+
+    def speak(self, dialect: str) -> None:
+        """Be another PBS: ``torque``, ``old``, or ``slurm``, which is none; see ``pbscommands``."""
+        self._order(dialect=dialect)
 
     def hold(self, reason: str) -> None:
         """From now on no job starts; ``qstat`` tells the reason."""
@@ -136,6 +139,24 @@ class FakePbs:
         """End a job as the loss of its node does."""
         self._jobs.end(job.number, "node")
         self._schedule()
+
+    @contextlib.contextmanager
+    def holding(self, reason: str = "Not enough free nodes available") -> Iterator[None]:
+        """Within, no job starts."""
+        self.hold(reason)
+        try:
+            yield
+        finally:
+            self.release()
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Within, no command finds a server."""
+        self.go_away()
+        try:
+            yield
+        finally:
+            self.come_back()
 
     @contextlib.contextmanager
     def stalled(self, command: str) -> Iterator[None]:

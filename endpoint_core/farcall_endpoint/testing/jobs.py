@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +107,15 @@ class Jobs:
 
     # -- what happens -------------------------------------------------------------------------------------------------
 
-    def submit(self, job: Job, script: str) -> Job:
-        """Accept a job under the next number. Nothing starts before :meth:`schedule`."""
+    def submit(self, job: Job, script: str, complete: Callable[[Job], None] = lambda job: None) -> Job:
+        """Accept a job under the next number; ``complete`` may add what depends on it. :meth:`schedule` starts it."""
         with self.locked():
             job.number = len(list(self._jobs.glob("*.json")))
             kept = self.folder / f"{job.number}.sh"
             kept.write_text(script)
             job.script = str(kept)
             job.submitted = time.time()
+            complete(job)
             self.save(job)
         return job
 

@@ -99,10 +99,7 @@ def _qsub(jobs: Jobs, arguments: Sequence[str]) -> int:
         raise Refused("qsub: script file:: No such file or directory", 1) from None
     directives, _ = _options("qsub", _QSUB_OPTIONS, list(_directives(script)))
     job = _job({**directives, **options}, Path(operands[0]).name if operands else "STDIN", jobs)
-    jobs.submit(job, script)
-    job.environment |= _places(jobs, job)
-    with jobs.locked():
-        jobs.save(job)
+    jobs.submit(job, script, lambda accepted: accepted.environment.update(_places(jobs, accepted)))
     jobs.schedule()
     if "qsub" not in jobs.orders().broken_off:
         print(_id(job))

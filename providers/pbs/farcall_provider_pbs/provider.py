@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 import threading
@@ -46,6 +47,10 @@ class PbsProvider(BatchProvider):
 
     def head(self, spec: BlockSpec, files: Files) -> Sequence[str]:
         return head(self._config, self.client, spec)
+
+    def script(self, spec: BlockSpec, files: Files) -> str:
+        # A shell that SIGTERM ends would leave the exit code of the command before, which was well.
+        return super().script(dataclasses.replace(spec, worker_init=f"trap 'exit 143' TERM\n{spec.worker_init}"), files)
 
     def submit_command(self, files: Files) -> Sequence[str]:
         return self.client.command("qsub", "-o", files.stdout, "-e", files.stderr, files.script)
