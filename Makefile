@@ -7,10 +7,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 GLOBUS := tests/globus/requirements.txt
 OLD_CLIENTS := $(addprefix .venv-old/,funcx-2.4.0 globus-compute-2.0.0 globus-compute-3.0.0)
-DISTRIBUTIONS := -e ".[dev]" -e "webservice[postgres]" -e endpoint_core -e providers/local -e providers/pbs
+PROVIDERS := local pbs
+DISTRIBUTIONS := -e ".[dev]" -e "webservice[postgres]" -e endpoint_core $(PROVIDERS:%=-e providers/%)
 TEST_WORKERS ?= 4
 PACKAGES := sdk/farcall webservice/farcall_webservice endpoint_core/farcall_endpoint \
-	providers/local/farcall_provider_local providers/pbs/farcall_provider_pbs
+	$(foreach name,$(PROVIDERS),providers/$(name)/farcall_provider_$(name))
 CHECKED := $(PACKAGES) tests examples benchmarks
 
 .PHONY: demo test test-old-clients storm lint docs bench clean setup
@@ -49,8 +50,8 @@ clean:
 
 setup: .venv/installed
 
-.venv/installed: setup.cfg pyproject.toml webservice/setup.cfg endpoint_core/setup.cfg providers/local/setup.cfg \
-		providers/pbs/setup.cfg
+.venv/installed: setup.cfg pyproject.toml webservice/setup.cfg endpoint_core/setup.cfg \
+		$(PROVIDERS:%=providers/%/setup.cfg)
 	@test -n "$(PYTHON)" || { echo "Farcall needs Python 3.11 or newer on PATH (or: make PYTHON=/path/to/python)"; exit 1; }
 	@$(PYTHON) -m venv .venv 2>/dev/null || { rm -rf .venv; \
 		echo "This Python lacks its venv module; on Debian and Ubuntu the package python3-venv brings it."; \
