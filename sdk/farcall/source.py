@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -83,14 +83,20 @@ def _defaults_are_literals(arguments: Any) -> bool:
 def _is_text_of(source: str, function: FunctionType) -> bool:
     """Whether compiling the text gives the function's own code: the file may have changed since it was loaded."""
     wanted = function.__code__
-    # The compiler writes `time.sleep` otherwise in a module that imports `time` itself, even where the function's own
-    # import hides that one. The line that is added here is for the comparison alone.
+    # The compiler writes `time.sleep` otherwise in a module that has imported `time` itself, even where the function's
+    # own import hides that one. What else the module has imported cannot be seen, so either is tried.
     local_names = {name for part in _with_inner(wanted) for name in part.co_varnames}
-    hidden = sorted(name for name in local_names if isinstance(function.__globals__.get(name), ModuleType))
-    if hidden:
-        source = f"{source}\nimport {', '.join(hidden)}\n"
+    hidden = {name for name in local_names if name in function.__globals__}
+    modules = {name for name in hidden if isinstance(function.__globals__[name], ModuleType)}
+    return any(_same_code(code, wanted) for names in (modules, hidden) for code in _compiled(source, names))
+
+
+def _compiled(source: str, imported: Collection[str]) -> Iterator[CodeType]:
+    """The codes that stand in a module with this text, and with an import of these names for the comparison alone."""
+    if imported:
+        source = f"{source}\nimport {', '.join(sorted(imported))}\n"
     module = compile(source, "<source>", "exec", dont_inherit=True)
-    return any(_same_code(code, wanted) for code in module.co_consts if isinstance(code, CodeType))
+    return (code for code in module.co_consts if isinstance(code, CodeType))
 
 
 def _same_code(one: CodeType, other: CodeType) -> bool:

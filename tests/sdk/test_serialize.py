@@ -142,6 +142,20 @@ def test_a_function_whose_own_import_hides_the_modules_keeps_its_source() -> Non
     assert deserialize(source)(1) == json.dumps(1)
 
 
+def looking_around():
+    from pathlib import Path
+
+    return str(Path.cwd())
+
+
+def test_a_function_whose_own_import_hides_a_class_of_the_modules_keeps_its_source() -> None:
+    assert "Path" in globals()
+
+    (source, _) = unpack_buffers(serialize(looking_around)[3:])
+
+    assert deserialize(source)() == str(Path.cwd())
+
+
 def test_the_source_is_used_where_the_module_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "only_on_my_laptop.py").write_text("def f(x):\n    return x + 1\n")
     with monkeypatch.context() as on_the_laptop:
