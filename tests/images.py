@@ -7,9 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
+
+START_TIMEOUT_S = 60
 
 #: Of a root file system; what else there is comes from the host, by a bind.
 PROGRAMS = ("sh", "env", "sleep", "cat", "mkdir", "id", "rm", "ls")
@@ -74,6 +80,48 @@ def podman_image(root: Path, folder: Path, name: str) -> Iterator[dict[str, str]
         yield environment
     finally:
         subprocess.run(["podman", "rmi", "--force", name], env=environment, check=True, capture_output=True)
+
+
+@contextmanager
+def docker_image(root: Path, folder: Path, name: str) -> Iterator[dict[str, str]]:
+    """The same as an image of docker, with a daemon of its own; yields the environment in which docker finds it."""
+    # A socket's path may only be so long.
+    with tempfile.TemporaryDirectory(prefix="docker-") as short:
+        environment = {**os.environ, "DOCKER_HOST": f"unix://{short}/socket"}
+        with (folder / "dockerd.log").open("w") as log:
+            daemon = subprocess.Popen(
+                [
+                    "dockerd",
+                    f"--host={environment['DOCKER_HOST']}",
+                    f"--data-root={folder / 'docker'}",
+                    f"--exec-root={short}/exec",
+                    f"--pidfile={short}/pid",
+                    "--exec-opt=native.cgroupdriver=cgroupfs",
+                    # Nothing of the host's network is changed.
+                    "--bridge=none",
+                    "--iptables=false",
+                    "--ip-forward=false",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while subprocess.run(["docker", "version"], env=environment, check=False, capture_output=True).returncode:
+                if daemon.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail(f"dockerd does not start: {(folder / 'dockerd.log').read_text()[-1000:]}")
+                time.sleep(0.1)
+            with subprocess.Popen(["tar", "-C", root, "-c", "."], stdout=subprocess.PIPE) as tar:
+                subprocess.run(
+                    ["docker", "import", "-", name], stdin=tar.stdout, env=environment, check=True, capture_output=True
+                )
+            yield environment
+        finally:
+            daemon.terminate()
+            daemon.wait(START_TIMEOUT_S)
+            # It leaves the network of containers that use the host's own.
+            subprocess.run(["umount", f"{short}/exec/netns/default"], check=False, capture_output=True)
 
 
 def _libraries(files: Iterable[Path]) -> set[str]:
