@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from farcall.errors import FarcallError, ServiceUnavailable, Unauthenticated
 
-from . import directories, loading, pidfile, plugins
+from . import directories, journalfile, loading, pidfile, plugins
 from .pidfile import State
 from .provider import Finding
 from .service import Service
@@ -20,11 +21,15 @@ from .service import Service
 #: How long the workers' Python may take to import what it needs; a shared file system can be slow.
 PROBE_TIMEOUT_S = 60
 
+#: On a disk with less room than this a journal soon cannot be written.
+LEAST_FREE_BYTES = 1024 * 1024
+
 
 def examine(directory: Path, service: Callable[[], Service]) -> Iterator[Finding]:
     """Look at one thing after the other; each is yielded as soon as it is known."""
     yield _versions()
     yield from _configuration(directory)
+    yield _journal(directory)
     yield _worker_environment()
     yield from _service(directory, service)
 
@@ -48,6 +53,23 @@ def _configuration(directory: Path) -> Iterator[Finding]:
     except FarcallError as error:
         remedy = "see farcall-endpoint providers, and the options under engine.provider"
         yield Finding("provider", False, str(error), remedy)
+
+
+def _journal(directory: Path) -> Finding:
+    path = directory / "journal.sqlite"
+    free = shutil.disk_usage(directory).free
+    if free < LEAST_FREE_BYTES:
+        said = f"{free // 1024} KiB are free on the disk of {path}"
+        return Finding("journal", False, said, "make room there: the endpoint takes no tasks that it cannot write down")
+    if not path.exists():
+        return Finding("journal", True, "there is none yet: the first start makes it")
+    if pidfile.state_of(directory) is State.RUNNING:
+        return Finding("journal", True, f"{path} is in use")
+    try:
+        unfinished, unsent = journalfile.look_at(path)
+    except FarcallError as error:
+        return Finding("journal", False, str(error), f"keep a copy of {path}, then move it away")
+    return Finding("journal", True, f"{path}: {unfinished} tasks unfinished, {unsent} results not sent")
 
 
 def _worker_environment() -> Finding:
