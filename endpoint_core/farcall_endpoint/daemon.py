@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import os
 import subprocess
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 #: An orderly stop takes the agent about ten seconds at worst; then it is killed.
 _STOP_PATIENCE_S = 20.0
+
+#: What the system says of a disk that takes nothing more.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 #: Somebody to be told what is going on, a sentence at a time.
 Tell = Callable[[str], None]
@@ -52,6 +56,9 @@ def run_agent(directory: Path, ready_descriptor: int | None) -> int:
     except pidfile.AlreadyRunning as error:
         log.warning("%s", error)
         return 0
+    except pidfile.NotWritable as error:
+        log.error("%s", error)
+        return exit_code_of(error)
 
 
 def _run_agent(directory: Path, ready: logfile.ReadyPipe | None) -> int:
@@ -61,6 +68,12 @@ def _run_agent(directory: Path, ready: logfile.ReadyPipe | None) -> int:
 
     try:
         return Agent(load_config(directory)).run(on_ready=ready.ready if ready else lambda: None)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        understood = pidfile.NotWritable(error.filename or directory, error)
+        log.error("%s", understood)
+        return exit_code_of(understood)
     except FarcallError as error:
         # An end that was understood: agent.pid goes, and the endpoint is not called disconnected.
         log.error("%s", error)

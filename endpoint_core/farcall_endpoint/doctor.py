@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
 from farcall.errors import FarcallError, ServiceUnavailable, Unauthenticated
 
-from . import directories, loading, pidfile, plugins
+from . import directories, journalfile, loading, pidfile, plugins
 from .config import EndpointConfig
 from .pidfile import State
 from .provider import Finding
 from .service import Service
 from .trial import try_a_block
+
+#: On a disk with less room than this a journal soon cannot be written.
+LEAST_FREE_BYTES = 1024 * 1024
 
 
 def examine(
@@ -35,6 +39,7 @@ def examine(
         yield Finding("configuration", False, str(error), f"correct {directory}, then look again")
     else:
         yield Finding("configuration", True, str(loading.config_path(directory)))
+        yield _journal(directory)
         yield from _provider(config, patience_s, tell)
     yield from _service(directory, service)
 
@@ -43,6 +48,23 @@ def _versions() -> Finding:
     names = ("farcall", "farcall-endpoint", "parsl", "dill")
     said = ", ".join([f"Python {platform.python_version()}", *(f"{name} {metadata.version(name)}" for name in names)])
     return Finding("versions", True, said)
+
+
+def _journal(directory: Path) -> Finding:
+    path = directory / "journal.sqlite"
+    free = shutil.disk_usage(directory).free
+    if free < LEAST_FREE_BYTES:
+        said = f"{free // 1024} KiB are free on the disk of {path}"
+        return Finding("journal", False, said, "make room there: the endpoint takes no tasks that it cannot write down")
+    if not path.exists():
+        return Finding("journal", True, "there is none yet: the first start makes it")
+    if pidfile.state_of(directory) is State.RUNNING:
+        return Finding("journal", True, f"{path} is in use")
+    try:
+        unfinished, unsent = journalfile.look_at(path)
+    except FarcallError as error:
+        return Finding("journal", False, str(error), f"keep a copy of {path}, then move it away")
+    return Finding("journal", True, f"{path}: {unfinished} tasks unfinished, {unsent} results not sent")
 
 
 def _provider(config: EndpointConfig, patience_s: float | None, tell: Callable[[str], None]) -> Iterator[Finding]:

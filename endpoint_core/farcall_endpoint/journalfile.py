@@ -162,6 +162,25 @@ class Opened:
         return JournalError(f"the journal {self.path} is damaged ({what}). {_ADVICE}")
 
 
+def look_at(path: Path) -> tuple[int, int]:
+    """How many tasks are unfinished in a journal, and how many results unsent. Changes nothing, raises JournalError."""
+    try:
+        if path.stat().st_size < LEAST_BYTES:
+            raise sqlite3.DatabaseError(f"only {path.stat().st_size} bytes of it are there")
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
+            counts = dict(db.execute("SELECT state, count(*) FROM tasks GROUP BY state"))
+            if db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION:
+                _check_contents(db)
+    except sqlite3.OperationalError as error:
+        raise JournalError(f"the journal {path} cannot be read: {error}") from error
+    except (OSError, sqlite3.DatabaseError) as error:
+        raise JournalError(f"the journal {path} is damaged ({error}). {_ADVICE}") from error
+    return counts.get(HELD, 0), counts.get(FINISHED, 0)
+
+
 def checksum(*parts: bytes | str | None) -> int:
     """Of what is large in a row. SQLite notices a page that is missing, but not one that has become zeros."""
     total = 0

@@ -30,6 +30,13 @@ class AlreadyRunning(FarcallError, RuntimeError):
     """Another agent has the endpoint's directory."""
 
 
+class NotWritable(FarcallError, OSError):
+    """A file of the endpoint's cannot be written, most likely as its disk is full."""
+
+    def __init__(self, path: object, error: OSError) -> None:
+        super().__init__(f"{path} cannot be written: {error.strerror or error}. Is its disk full?")
+
+
 class State(enum.Enum):
     """What ``farcall-endpoint list`` says of an endpoint."""
 
@@ -58,12 +65,17 @@ class Holder:
 
 @contextlib.contextmanager
 def held(directory: Path) -> Iterator[None]:
-    """Hold ``agent.pid`` while an agent runs; it is gone after an orderly end. Raises AlreadyRunning."""
+    """Hold ``agent.pid`` while an agent runs; it is gone after an orderly end. Raises AlreadyRunning or NotWritable."""
     descriptor = _open_locked(directory / _NAME)
     try:
         holder = Holder(os.getpid(), socket.gethostname(), time.time())
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(dataclasses.asdict(holder)).encode() + b"\n", 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(dataclasses.asdict(holder)).encode() + b"\n", 0)
+        except OSError as error:
+            # Nothing has run, so nothing was disconnected.
+            (directory / _NAME).unlink(missing_ok=True)
+            raise NotWritable(directory / _NAME, error) from error
         yield
         (directory / _NAME).unlink(missing_ok=True)
     finally:

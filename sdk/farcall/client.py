@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, overload
 from farcall import __version__, config
 from farcall.auth import AuthorizerCredentials, Credentials, FixedToken
 from farcall.batch import Batch, BatchRun
-from farcall.cancelling import canceller_for, is_cancelled
+from farcall.cancelling import cancel_group, canceller_for, is_cancelled
 from farcall.errors import TaskPending, VersionMismatch
 from farcall.futures import FarcallFuture, cancel_all
 from farcall.hardware import hardware_report
@@ -321,8 +321,7 @@ class Client:
         if (tasks is None) == (task_group_id is None):
             raise TypeError("say what to cancel: a task, several tasks, or task_group_id=...")
         if task_group_id is not None:
-            path = f"/v2/taskgroup/{as_id(task_group_id, 'task_group_id')}/cancel"
-            return dict(self.transport.post(path))
+            return cancel_group(self.transport, as_id(task_group_id, "task_group_id"))
         if isinstance(tasks, FarcallFuture):
             return tasks.cancel()
         canceller = canceller_for(self.transport)

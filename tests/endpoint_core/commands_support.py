@@ -25,6 +25,8 @@ class Agent:
             raise Conflict("this endpoint runs on login1 already", http_status=409, code="RESOURCE_CONFLICT")
         if how == "crash":
             raise RuntimeError("something nobody thought of")
+        if how == "full":
+            raise OSError(28, "No space left on device", str(self.directory / "endpoint.json"))
         if how == "patient":
             logging.getLogger("farcall.transport").warning("no answer from the service; trying again for 30 s")
         from farcall_endpoint.directories import read_endpoint_id, write_endpoint_id

@@ -20,9 +20,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from farcall.config import CLIENT_VARIABLES
+from farcall.wire import BatchedTask, FunctionCode, TaskBatch
 from farcall_endpoint import daemon, directories, loading, pidfile, plugins
 from farcall_endpoint.cli import app
 from farcall_endpoint.config import EngineConfig
+from farcall_endpoint.journal import Journal
 from farcall_endpoint.pidfile import State
 
 _spec = importlib.util.spec_from_file_location("commands_support", Path(__file__).with_name("commands_support.py"))
@@ -466,6 +468,53 @@ def test_the_doctor_names_each_fault_and_how_to_mend_it(home: Path, run: Run) ->
     assert "BAD  provider: no installed plugin brings a provider called 'nope'" in said
     assert "BAD  service: no answer" in said
     assert "farcall-webservice serve" in said
+
+
+def test_a_start_on_a_full_disk_names_the_file_and_leaves_nothing_behind(
+    disk: Any, home: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FARCALL_HOME", str(disk.path))
+    run("configure")
+    disk.fill()
+
+    said = run("start", code=1).stderr
+    ill = run("doctor", code=1).stdout
+
+    assert f"{disk.path / 'default' / 'agent.pid'} cannot be written: No space left on device" in said
+    assert pidfile.state_of(disk.path / "default") is State.INITIALIZED
+    assert "BAD  journal: 0 KiB are free on the disk of" in ill
+
+
+def test_an_agent_that_finds_its_disk_full_while_it_starts_is_not_called_disconnected(
+    home: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_AGENT", "full")
+    run("configure")
+
+    said = run("start", code=1).stderr
+
+    assert f"{home / 'default' / 'endpoint.json'} cannot be written: No space left on device" in said
+    assert pidfile.state_of(home / "default") is State.INITIALIZED
+
+
+def test_the_doctor_looks_into_the_journal_and_changes_nothing(home: Path, run: Run, service: Any) -> None:
+    run("configure")
+    path = home / "default" / "journal.sqlite"
+    journal = Journal(path)
+    tasks = [BatchedTask(task_id, "f", "payload") for task_id in "abc"]
+    journal.accept(TaskBatch({"f": FunctionCode("code")}, tasks))
+    journal.finish([("a", "result")])
+    journal.close()
+    before = path.read_bytes()
+
+    well = run("doctor").stdout
+    unchanged = path.read_bytes() == before
+    path.write_bytes(before[: len(before) // 2])
+    ill = run("doctor", code=1).stdout
+
+    assert f"{path}: 2 tasks unfinished, 1 results not sent" in well
+    assert unchanged
+    assert f"BAD  journal: the journal {path} is damaged (" in ill
 
 
 def test_the_doctor_sees_a_wrong_token(run: Run, service: Any, monkeypatch: pytest.MonkeyPatch) -> None:

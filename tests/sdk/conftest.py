@@ -52,6 +52,8 @@ class ScriptedService:
     done: list[str] = field(default_factory=list)
     #: What each task has printed to its stdout.
     printed: dict[str, str] = field(default_factory=dict)
+    #: Of a group, in one request.
+    cancelled_at_once: int = 1000
     answered_keys: dict[str, Any] = field(default_factory=dict)
     paused: bool = False
     #: Called with each request; an answer other than None is sent instead of the service's own.
@@ -181,10 +183,12 @@ class ScriptedService:
 
     def _cancel_group(self, seen: Seen, group_id: str) -> Answer:
         ids = [task_id for task_id, task in self.tasks.items() if task["task_group_id"] == group_id]
-        new = [task_id for task_id in ids if task_id not in self.done]
+        left = [task_id for task_id in ids if task_id not in self.done]
+        new = left[: self.cancelled_at_once]
         for task_id in new:
             self._cancelled(task_id)
-        return 200, {"taskgroup_id": group_id, "cancelled": len(new), "ended": len(ids) - len(new)}
+        said = {"taskgroup_id": group_id, "cancelled": len(new), "ended": len(ids) - len(left)}
+        return 200, {**said, "more": len(left) > len(new)}
 
     def _cancelled(self, task_id: str) -> dict[str, Any]:
         with self.changed:

@@ -162,6 +162,14 @@ def test_tasks_are_listed(service: Any, farcall: Any) -> None:
     assert json.loads(farcall("tasks", "--json").stdout) == [listed]
 
 
+def test_a_state_that_there_is_none_of_is_refused_with_those_that_there_are(service: Any, farcall: Any) -> None:
+    done = farcall("tasks", "--state", "nonsense")
+
+    assert done.exit_code == 2
+    assert done.stderr.startswith("there is no state 'nonsense': --state takes one of received, waiting-for-ep, ")
+    assert service.seen == []
+
+
 def test_the_caller_and_the_limits_are_shown(service: Any, farcall: Any) -> None:
     answers = {"/v2/whoami": {"id": "u1", "name": "ada", "groups": []}, "/v2/limits": {"max_batch_tasks": 10}}
     service.script = lambda seen: (200, answers[seen.path]) if seen.path in answers else None

@@ -123,8 +123,8 @@ def test_a_whole_group_is_cancelled_but_for_what_has_ended(service: Service, ada
     said = ada.post(f"/v2/taskgroup/{group_id}/cancel").done()
     again = ada.post(f"/v2/taskgroup/{group_id}/cancel").done()
 
-    assert said == {"taskgroup_id": group_id, "cancelled": 7, "ended": 3}
-    assert again == {"taskgroup_id": group_id, "cancelled": 0, "ended": 10}
+    assert said == {"taskgroup_id": group_id, "cancelled": 7, "ended": 3, "more": False}
+    assert again == {"taskgroup_id": group_id, "cancelled": 0, "ended": 10, "more": False}
     results = ada.get(f"/v2/taskgroup/{group_id}/results").done()
     assert results["cursor"] == 10
     assert {r["task_id"] for r in results["results"] if r["status"] == "cancelled"} == {*ids[3:]}
@@ -139,6 +139,22 @@ def test_a_group_is_cancelled_in_small_transactions(
     steps: list[Cancelled] = list(service.ledger.cancel_group(group_id))
 
     assert [len(step.task_ids) for step in steps] == [4, 4, 2]
+
+
+def test_who_cancels_more_than_some_seconds_are_enough_for_is_answered_and_asks_again(
+    ada: Person, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farcall_webservice.ledger.cancelling.CANCELLED_AT_ONCE", 4)
+    monkeypatch.setattr("farcall_webservice.cancelling.ANSWERED_WITHIN_S", 0.0)
+    group_id, _ = place.submit(6)
+
+    said = [ada.post(f"/v2/taskgroup/{group_id}/cancel").done() for _ in range(3)]
+
+    assert [(each["cancelled"], each["ended"], each["more"]) for each in said] == [
+        (4, 0, True),
+        (2, 4, True),
+        (0, 6, False),
+    ]
 
 
 def test_what_is_cancelled_before_it_was_sent_is_not_sent(service: Service, ada: Person, place: Place) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import threading
+import time
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from alembic import command
 from running import BIN, environment_for
 from servers import PrivatePostgres
-from sqlalchemy import text
+from sqlalchemy import insert, text
 
 from farcall.errors import ConfigurationError
 from farcall_webservice import registration
 from farcall_webservice.config import ServiceConfig
-from farcall_webservice.database import Database
+from farcall_webservice.database import Database, _alembic_configuration
+from farcall_webservice.ledger import Ledger, Load
+from farcall_webservice.models import User
 
 if TYPE_CHECKING:
     from conftest import Person, Service
@@ -27,10 +32,10 @@ def driver_url(url: str) -> str:
 
 def test_several_may_upgrade_the_database_at_once(tmp_path: Path, postgres: PrivatePostgres) -> None:
     url = postgres.database()
-    command = [BIN / "farcall-webservice", "db", "upgrade", "--database-url", url]
+    upgrade = [BIN / "farcall-webservice", "db", "upgrade", "--database-url", url]
 
     processes = [
-        subprocess.Popen(command, env=environment_for(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen(upgrade, env=environment_for(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for _ in range(3)
     ]
     said = [process.communicate(timeout=60)[0] for process in processes]
@@ -48,6 +53,43 @@ def test_a_database_of_a_later_version_is_refused_in_words(database_url: str) ->
 
     with pytest.raises(ConfigurationError, match="9999"):
         database.migrate()
+    database.close()
+
+
+def test_a_ledger_that_was_made_before_it_knew_sizes_is_told_those_of_unfinished_tasks(database_url: str) -> None:
+    database = Database(database_url)
+    ledger = Ledger(database)
+    owner_id, endpoint_id = str(uuid.uuid4()), str(uuid.uuid4())
+    with database.writing() as connection:
+        connection.execute(insert(User), {"id": owner_id, "name": "ada", "created_at": time.time()})
+    receipt = ledger.submit(owner_id=owner_id, endpoint_id=endpoint_id, payloads={str(uuid.uuid4()): ["four", "seven"]})
+    ledger.mark_dispatched([receipt.request_id])
+    with database.writing() as connection:
+        configuration = _alembic_configuration(database_url)
+        configuration.attributes["connection"] = connection
+        command.downgrade(configuration, "0008")
+
+    database.migrate()
+
+    assert ledger.on_queue(endpoint_id, at_most=10) == Load(2, 9)
+    database.close()
+
+
+def test_what_waits_on_a_queue_is_added_up_without_looking_at_the_tasks(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    database.migrate()
+    said: list[str] = []
+    with database.reading() as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.set_trace_callback(said.append)
+
+    Ledger(database).on_queue(str(uuid.uuid4()), at_most=10)
+
+    (statement,) = (each for each in said if "payload" in each)
+    with database.reading() as connection:
+        plan = " ".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}"))
+    assert "COVERING INDEX ix_tasks_unfinished" in plan
     database.close()
 
 

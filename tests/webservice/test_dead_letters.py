@@ -162,6 +162,8 @@ def test_an_administrator_looks_at_letters_and_removes_them(loop: Loop, tmp_path
     assert unknown.stderr == "error: there is no dead letter none; `dead-letters list` shows those there are\n"
     assert purged == "1 dead letters were removed.\n"
     assert dead_letters.letters(loop.broker_url) == []
+    none = run(tmp_path, "list", "--broker-url", loop.broker_url)
+    assert (none.returncode, none.stdout, none.stderr) == (0, "", "There are no dead letters.\n")
 
 
 def test_the_embedded_broker_is_found_by_its_home(tmp_path: Path) -> None:

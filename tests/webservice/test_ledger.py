@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import Connection, insert, text
 from sqlalchemy.exc import IntegrityError
 
 from farcall.wire import ErrorDetails, Result, TaskState, Transition
@@ -122,6 +122,39 @@ def test_what_was_not_dispatched_is_found_until_it_is_marked(ledger: Ledger) -> 
 
     assert ledger.undispatched(alone=True) == []
     assert state_of(ledger, first.tasks[FUNCTION][0]) == TaskState.WAITING_FOR_EP
+
+
+def test_who_marks_and_who_cancels_do_not_wait_for_each_other_in_a_circle(
+    ledger: Ledger, other_ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipt = submit(ledger, 3)
+    ledger.hold_back([receipt.request_id])
+    with ledger._database.writing() as connection:
+        connection.execute(text("UPDATE submissions SET held_at = created_at"))
+    marking = threading.Thread(target=other_ledger.mark_dispatched, args=([receipt.request_id],))
+    never_sent = ledger._never_sent
+
+    def with_somebody_who_marks(connection: Connection, task_ids: Sequence[str]) -> set[str]:
+        # This one holds the tasks by now.
+        marking.start()
+        if not ledger._database.is_sqlite:
+            wait_until_somebody_waits(ledger)
+        return never_sent(connection, task_ids)
+
+    monkeypatch.setattr(ledger, "_never_sent", with_somebody_who_marks)
+    cancelled = ledger.cancel(receipt.tasks[FUNCTION])
+    marking.join()
+
+    assert len(cancelled.task_ids) == 3
+    assert ledger.undispatched(alone=True) == []
+
+
+def wait_until_somebody_waits(ledger: Ledger) -> None:
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    while True:
+        with ledger._database.reading() as connection:
+            if connection.execute(waiting).scalar_one():
+                return
 
 
 def test_a_submission_whose_tasks_have_ended_is_still_handed_out_to_be_marked(ledger: Ledger) -> None:

@@ -198,6 +198,20 @@ def test_cancellations_go_with_their_endpoint(service: Service, old: Old) -> Non
     assert old.state(task_id) == "cancelled"
 
 
+def test_a_clock_that_jumps_ahead_by_more_than_a_lifetime_makes_nothing_old(
+    service: Service, old: Old, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, (ended, waiting) = old.submit(2)
+    service.finish(ended)
+    now = time.time()
+    monkeypatch.setattr("farcall_webservice.sweeping.time.time", lambda: now + 400 * DAY)
+
+    old.sweeper.sweep()
+
+    monkeypatch.setattr("farcall_webservice.sweeping.time.time", lambda: now)
+    assert (old.state(ended), old.state(waiting)) == ("success", "received")
+
+
 def test_several_sweep_at_once_without_harm(service: Service, old: Old) -> None:
     ids = [task_id for _ in range(10) for task_id in old.submit(10)[1]]
     service.finish(*ids[:50])

@@ -21,7 +21,10 @@ def list_letters(home: Home = None, broker_url: BrokerUrl = None) -> None:
     with _broker(home, broker_url) as url:
         from farcall_webservice import dead_letters as kept
 
-        for letter in kept.letters(url):
+        found = kept.letters(url)
+        if not found:
+            typer.echo("There are no dead letters.", err=True)
+        for letter in found:
             reason = " ".join(letter.reason.split())
             line = f"{letter.id}  {letter.time}  {letter.queue}  {letter.sender}  {letter.size}  {reason}"
             typer.echo(_printable(line))

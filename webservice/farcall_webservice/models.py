@@ -306,6 +306,8 @@ class Task(Base):
     runner_id: Mapped[str] = mapped_column(Id)
     function_id: Mapped[str] = mapped_column(Id)
     payload: Mapped[str] = mapped_column(Text)
+    #: Characters of it, when it was submitted.
+    payload_size: Mapped[int | None] = mapped_column(Integer)
     state: Mapped[str] = mapped_column(String(20))
     #: A line a change; see `ledger.history`.
     history: Mapped[str] = mapped_column(Text)
@@ -331,6 +333,9 @@ class Task(Base):
             "runner_id",
             "state",
             "seq",
+            # So that what is on a queue is added up from the index alone. SQLite wants that of its condition too.
+            "payload_size",
+            "completed_at",
             sqlite_where=text("completed_at IS NULL"),
             postgresql_where=text("completed_at IS NULL"),
         ),

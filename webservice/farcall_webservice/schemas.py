@@ -472,6 +472,7 @@ class CancelGroupAnswer(Schema):
     taskgroup_id = fields.String(required=True, metadata={"format": "uuid"})
     cancelled = fields.Integer(required=True, metadata=_said("So many tasks this request has cancelled."))
     ended = fields.Integer(required=True, metadata=_said("So many had ended before, in whatever way."))
+    more = fields.Boolean(required=True, metadata=_said("Others may be left: the same request goes on with them."))
 
 
 class CancellationsQuery(RequestSchema):

@@ -1,6 +1,7 @@
 """Removes what is over, in small parts and without haste, wherever a collector runs.
 
-Nothing waits for it, and it makes nobody wait: after each part it pauses for as long as that took, or longer.
+Nothing waits for it, and it makes nobody wait: after each part it pauses for as long as that took, or longer. What is
+removed cannot be had again, so a clock is believed only when the process starts.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Sweeper:
         self._ledger = ledger
         self._tell = tell
         self._command = command
+        #: When it began, by the calendar and by the clock that nobody sets.
+        self._began = time.time(), time.monotonic()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
@@ -73,7 +76,7 @@ class Sweeper:
     def _parts(self) -> Iterator[None]:
         """One step is one short transaction."""
         yield from self._expire()
-        before = time.time() - self._result_lifetime_s
+        before = self._now() - self._result_lifetime_s
         yield from _while_full(lambda: self._ledger.remove_tasks(before), "tasks that had ended long ago")
         yield from _while_full(self._ledger.remove_cancellations, "cancellations that nobody will ask for")
         for remove in (self._ledger.remove_submissions, self._ledger.remove_groups):
@@ -82,9 +85,14 @@ class Sweeper:
                 place = remove(before, place)
                 yield
 
+    def _now(self) -> float:
+        """The time, as far as time has passed: a clock that jumps ahead while we run makes nothing old."""
+        at, began = self._began
+        return min(time.time(), at + time.monotonic() - began)
+
     def _expire(self) -> Iterator[None]:
         while True:
-            expired = self._ledger.expire(self._task_lifetime_s)
+            expired = self._ledger.expire(self._task_lifetime_s, now=self._now())
             if not expired.task_ids:
                 return
             log.warning("gave up %d tasks that nothing was heard of", len(expired.task_ids))

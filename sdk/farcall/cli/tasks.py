@@ -11,6 +11,9 @@ from farcall.cli.app import EXIT_NO, AsJson, app, complain, connect
 from farcall.cli.showing import local, moment, show_facts, show_json, show_table
 from farcall.errors import FarcallError, NotFound, TaskCancelled, TaskExecutionFailed, TaskPending
 from farcall.exits import exit_code_of
+from farcall.wire import TaskState
+
+_STATES = tuple(state.value for state in TaskState)
 
 Task = Annotated[str, typer.Argument(metavar="TASK", help="The task's id.")]
 
@@ -125,6 +128,8 @@ def list_tasks(
     as_json: AsJson = False,
 ) -> None:
     """List your tasks, newest first."""
+    if state is not None and state not in _STATES:
+        raise ValueError(f"there is no state {state!r}: --state takes one of {', '.join(_STATES)}")
     client = connect()
     found = list(
         client.tasks(state=state, endpoint_id=endpoint, function_id=function, task_group_id=group, limit=limit)

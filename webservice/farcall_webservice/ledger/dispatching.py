@@ -63,10 +63,11 @@ class Dispatching(Book):
         values = {"now": now, "line": line(TaskState.WAITING_FOR_EP, now)}
         with self._database.writing() as connection:
             for some in in_parts(submission_ids):
-                connection.execute(_MARK_SUBMISSIONS, {"ids": some, "now": now})
+                # Tasks before their submissions, as who cancels locks them.
                 if not self._database.is_sqlite:
                     connection.execute(_LOCK_RECEIVED, {"ids": some})
                 connection.execute(_MARK_TASKS, {"ids": some, **values})
+                connection.execute(_MARK_SUBMISSIONS, {"ids": some, "now": now})
 
     def set_aside(self, submission_ids: Sequence[str], for_s: float) -> None:
         """Keep these submissions, which could not be published, from all who publish for a while."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from farcall.wire import FINAL_STATES, Transition
+from farcall.wire import FINAL_STATES, TaskState, Transition
 from farcall_webservice.ledger.values import REPORTABLE_STATES
 
 #: Of a note so much is kept; of a history that has grown so long nothing more is, but its end.
@@ -30,19 +30,32 @@ def lines_of(transitions: Iterable[Transition]) -> list[str]:
 def read(history: str) -> list[list[str | float]]:
     r"""The changes in order of time, each ``[state, seconds]`` or ``[state, seconds, note]``; what came twice is once.
 
-    The end comes last, whatever the clocks of those say who wrote down the rest.
+    The end comes last, whatever the clocks of those say who wrote down the rest. That a task is on its queue is written
+    a moment later, and may come after it was taken from there: it was there by then.
 
     >>> read("received 1.0\nsuccess 2.0\nrunning 3.0\nrunning 3.0 on node n1\nreceived 1.0\n")
     [['received', 1.0], ['running', 3.0, 'on node n1'], ['success', 2.0]]
+    >>> read("received 1.0\nwaiting-for-ep 1.05\nrunning 1.02\n")
+    [['received', 1.0], ['waiting-for-ep', 1.02], ['running', 1.02]]
     """
+    changes = [_parse(each) for each in history.splitlines()]
+    # Nothing was said of the task before this was written: only then it is the first that is written.
+    if [state for state, _, _ in changes[:2]] == [TaskState.RECEIVED, TaskState.WAITING_FOR_EP]:
+        taken = [at for state, at, _ in changes if state in REPORTABLE_STATES and at >= changes[0][1]]
+        state, at, note = changes[1]
+        changes[1] = state, min([at, *taken]), note
     notes: dict[tuple[str, float], str] = {}
-    for each in history.splitlines():
-        state, _, rest = each.partition(" ")
-        seconds, _, note = rest.partition(" ")
-        key = state, float(seconds)
-        notes[key] = notes.get(key) or note
+    for state, at, note in changes:
+        notes[state, at] = notes.get((state, at)) or note
+    # What has the same time stays in its order.
     ordered = sorted(notes, key=lambda key: (key[0] in FINAL_STATES, key[1]))
     return [[*key, notes[key]] if notes[key] else [*key] for key in ordered]
+
+
+def _parse(text: str) -> tuple[str, float, str]:
+    state, _, rest = text.partition(" ")
+    seconds, _, note = rest.partition(" ")
+    return state, float(seconds), note
 
 
 def storable(text: str) -> str:

@@ -137,7 +137,7 @@ _ON_THEIR_WAY = select(
 )
 _LOCK_ENDPOINT = select(endpoint.id).where(endpoint.id == bindparam("endpoint")).with_for_update()
 _waiting = (
-    select(func.length(task.payload).label("size"))
+    select(task.payload_size.label("size"))
     .where(task.runner_id == bindparam("runner"), IS_UNFINISHED, task.state == TaskState.WAITING_FOR_EP.value)
     .limit(bindparam("limit"))
     .subquery()

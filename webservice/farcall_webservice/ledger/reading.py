@@ -15,7 +15,7 @@ from farcall_webservice.ledger.values import REPORTABLE_STATES, Page, TaskFilter
 #: So many groups' owners are remembered.
 GROUPS_REMEMBERED = 10_000
 #: A listing looks through so many tasks at most, and so many are counted one by one: it takes milliseconds.
-LOOKED_THROUGH = 5000
+LOOKED_THROUGH = 2500
 COUNTED = 20_000
 
 
@@ -111,14 +111,17 @@ class Reading(Book):
             )
 
     def count_unfinished(self, *runner_ids: str) -> int:
-        """How many tasks these have yet to end, together. Of more than :data:`COUNTED` that are held back, about."""
+        """How many tasks these have yet to end, together.
+
+        Those that are held back are counted as they were submitted where they are more than :data:`COUNTED`, and the
+        others up to so many.
+        """
+        question = {"ids": runner_ids, "most": COUNTED}
         with self._database.reading() as connection:
-            counted = int(connection.execute(_COUNT_UNFINISHED, {"ids": runner_ids, "most": COUNTED}).scalar_one())
-            if counted < COUNTED:
-                return counted
-            held = connection.execute(_COUNT_HELD, {"ids": runner_ids}).scalar_one()
-            sent = connection.execute(_COUNT_SENT, {"ids": runner_ids, "most": COUNTED}).scalar_one()
-            return max(counted, int(held or 0) + int(sent))
+            held = int(connection.execute(_COUNT_HELD, question).scalar_one() or 0)
+            if held > COUNTED:
+                return held + int(connection.execute(_COUNT_SENT, question).scalar_one())
+            return int(connection.execute(_COUNT_UNFINISHED, question).scalar_one())
 
 
 SUMMARY_COLUMNS = (

@@ -41,7 +41,7 @@ EXPIRED = "TASK_EXPIRED"
 class Removing(Cancelling):
     """See the module."""
 
-    def expire(self, lifetime_s: float) -> Cancelled:
+    def expire(self, lifetime_s: float, *, now: float | None = None) -> Cancelled:
         """Fail some of the tasks that nothing was heard of for so long. Their agents are told not to run them.
 
         A running task counts as heard of for as long as its endpoint is.
@@ -52,7 +52,8 @@ class Removing(Cancelling):
             "is online, and submit it again"
         )
         with self._database.writing() as connection:
-            rows = connection.execute(_INACTIVE, {"before": time.time() - lifetime_s, "limit": AT_ONCE}).all()
+            before = (time.time() if now is None else now) - lifetime_s
+            rows = connection.execute(_INACTIVE, {"before": before, "limit": AT_ONCE}).all()
             self._end_from_here(connection, rows, TaskState.FAILED, reason, EXPIRED, expired)
         return expired
 

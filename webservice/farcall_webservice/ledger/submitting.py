@@ -125,7 +125,7 @@ class Submitting(Reading):
         for function_id, texts in request.payloads.items():
             ids[function_id] = new_ids(len(texts))
             rows.extend(
-                {"id": task_id, "function_id": function_id, "payload": payload, **shared}
+                {"id": task_id, "function_id": function_id, "payload": payload, "payload_size": len(payload), **shared}
                 for task_id, payload in zip(ids[function_id], texts, strict=True)
             )
         if rows:
