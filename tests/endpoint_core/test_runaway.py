@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from calling import Recorder
+from calling import wait_until
 from scheduling import System, SystemProvider
 
-from farcall.wire import BatchedTask, FunctionCode
+from farcall.serialize import serialize
+from farcall.wire import BatchedTask, FunctionCode, Output, pack_buffers
 from farcall_endpoint import blocks as blocks_module
 from farcall_endpoint import breaker as breaker_module
 from farcall_endpoint import custody as custody_module
@@ -24,6 +28,7 @@ from farcall_endpoint.engine import Engine
 from farcall_endpoint.journal import Unfinished
 from farcall_endpoint.provider import BlockSpec, BlockState, Provider
 from farcall_endpoint.roster import read_roster
+from farcall_endpoint.sightings import Node, Started
 from farcall_endpoint.supervisor import Supervisor
 from farcall_provider_local.provider import LocalConfig, LocalProvider
 
@@ -41,27 +46,34 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "END_PATIENCE_S", 0.5)
 
 
+#: Called with no arguments.
+_NOTHING = pack_buffers([serialize(()), serialize({})])
+_SLEEP = FunctionCode(pack_buffers(["st\nsleep:def sleep():\n    import time\n    time.sleep(600)\n"]))
+
+
 class Life:
     """An agent's engine and supervisor, from their start to their end."""
 
     def __init__(self, directory: Path, provider: Provider, engine: EngineConfig) -> None:
         self.results: dict[str, dict[str, Any]] = {}
         self._news = threading.Condition()
+        self.endings = Endings()
+        self.running = threading.Event()
         self.engine = Engine(Setting("some-endpoint"), max_retries=0, listener=self)
         self.supervisor = Supervisor(
             EndpointConfig("ep", directory, engine=engine),
             provider,
             self.engine,
             runs_dir=directory / "runs",
-            watcher=Recorder(),
-            endings=Endings(),
+            watcher=self,
+            endings=self.endings,
             owner="0123456789ab",
         )
         self.supervisor.start()
 
     def add(self, *task_ids: str) -> None:
-        tasks = [Unfinished(BatchedTask(task_id, "f", "payload", {})) for task_id in task_ids]
-        self.engine.add({"f": FunctionCode("code")}, tasks)
+        tasks = [Unfinished(BatchedTask(task_id, "f", _NOTHING, {})) for task_id in task_ids]
+        self.engine.add({"f": _SLEEP}, tasks)
 
     def failure_of(self, task_id: str) -> str:
         with self._news:
@@ -82,6 +94,17 @@ class Life:
     def end(self) -> None:
         self.supervisor.stop(timeout_s=30)
 
+    # -- what the nodes tell
+
+    def nodes_changed(self, nodes: Sequence[Node]) -> None:
+        self.endings.nodes_changed(nodes)
+
+    def started(self, sightings: Sequence[Started]) -> None:
+        self.engine.started(sightings)
+        self.running.set()
+
+    def printed(self, pieces: Sequence[Output]) -> None: ...
+
     # -- what the engine tells
 
     def ended(self, results: Sequence[tuple[str, str]]) -> None:
@@ -94,12 +117,6 @@ class Life:
     def handing_over(self, task_ids: Sequence[str]) -> None: ...
 
     def not_started(self, task_ids: Sequence[str]) -> None: ...
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    from calling import wait_until as wait
-
-    wait(condition, what)
 
 
 @pytest.fixture
@@ -341,3 +358,35 @@ def test_a_walltime_that_is_too_short_for_workers_to_come_is_tried_three_times(
     life.failure_of("first")
 
     assert counting.submits == 3
+
+
+@pytest.mark.parametrize("neighbour", [0, 1])
+def test_a_task_whose_block_ends_under_it_is_told_how_the_block_ended(
+    neighbour: int, live: Callable[..., Life], counting: Counting
+) -> None:
+    blocks = 1 + neighbour
+    life = live(
+        counting,
+        init_blocks=blocks,
+        min_blocks=blocks,
+        max_blocks=blocks,
+        heartbeat_period_s=1,
+        heartbeat_threshold_s=8,
+    )
+    wait_until(lambda: life.supervisor.fleet.workers == blocks, "all workers are there")
+    life.add("unlucky")
+    assert life.running.wait(PATIENCE_S)
+
+    # From outside, and not by way of the provider.
+    wait_until(lambda: bool(_busy(life)), "somebody is seen to have it")
+    number = _busy(life)[0]["block_id"]
+    block_id = next(key for key in counting._blocks if key.startswith(f"farcall.ep.{number}-"))
+    os.killpg(counting._blocks[block_id].process.pid, signal.SIGKILL)
+
+    said = life.failure_of("unlucky")
+    assert f"block {block_id} on {socket.gethostname()} ended: " in said
+    assert "[killed by SIGKILL]" in said
+
+
+def _busy(life: Life) -> list[Any]:
+    return [manager for manager in life.supervisor.fleet.managers if manager["tasks"]]
