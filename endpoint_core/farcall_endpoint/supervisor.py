@@ -310,6 +310,9 @@ class Supervisor:
 
     def _wait_for_blocks(self, blocks: Blocks) -> None:
         """Give the blocks a moment to be gone, and say which of them are left."""
+        if blocks.may_have_lost_one or not all(entry.is_ending for entry in self._roster.entries.values()):
+            self._custody.look_soon()
+            self._custody.look([])
         deadline = time.monotonic() + END_PATIENCE_S
         while blocks.living and time.monotonic() < deadline:
             blocks.status(blocks.living)

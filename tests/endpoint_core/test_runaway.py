@@ -325,6 +325,18 @@ def test_a_job_whose_answer_got_lost_is_ended_before_another_is_asked_for(
     assert not life.results
 
 
+def test_a_job_whose_answer_got_lost_does_not_outlive_an_agent_that_is_stopped(
+    live: Callable[..., Life], system: System
+) -> None:
+    system.loses_answers = True
+    life = live(SystemProvider(system), init_blocks=1)
+    life.wait_for_trouble("the answer to the submit did not come")
+
+    life.end()
+
+    assert system.living == []
+
+
 # -- real blocks ------------------------------------------------------------------------------------------------------
 
 
