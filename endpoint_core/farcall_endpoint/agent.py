@@ -18,7 +18,7 @@ from types import FrameType
 from farcall.errors import Conflict, Forbidden, NotFound, ServiceError, ServiceUnavailable
 from farcall.wire import Command, FunctionCode, TaskBatch
 
-from . import admission, status
+from . import admission, nowfile, status
 from .calls import Setting
 from .cancelling import Cancellations
 from .config import EndpointConfig
@@ -75,6 +75,7 @@ class Agent:
         self._next_heartbeat = 0.0
         self._next_housekeeping = time.monotonic() + HOUSEKEEPING_PERIOD_S
         self._missing: frozenset[str] = frozenset()
+        self._now = nowfile.NowFile(config.directory)
         # What the last report said of workers and troubles.
         self._reported: tuple[int, Sequence[str]] = (-1, ())
 
@@ -226,6 +227,7 @@ class Agent:
     def _tick(self) -> None:
         if self._writer.is_stuck:
             self._writer.write()
+        self._note_now()
         changed = (self._engine.load().workers, self._troubles()) != self._reported
         changes = self._engine.news(older_than_s=status.SPOKEN_OF_AFTER_S, most=status.MOST_TRANSITIONS)
         due = time.monotonic() >= self._next_heartbeat
@@ -254,6 +256,11 @@ class Agent:
                 troubles=self._writer_troubles(),
             )
         )
+
+    def _note_now(self) -> None:
+        fleet, finished = self._supervisor.fleet, self._writer.finished
+        load, troubles = self._engine.load(), self._troubles()
+        self._now.write(status.now(self._config, fleet, load, finished=finished, troubles=troubles))
 
     def _writer_troubles(self) -> list[str]:
         trouble = self._writer.trouble
@@ -308,6 +315,7 @@ class Agent:
             self._outbox.stop(timeout_s=STOP_OUTBOX_S)
             if unfinished := len(self._journal.held()):
                 log.info("%d tasks stay in the journal for the next start", unfinished)
+        self._now.remove()
         log.info("stopped")
 
     # -- called from the threads of inbox, engine and outbox ----------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -13,10 +14,11 @@ import typer
 from typer.core import TyperGroup
 
 from farcall.config import home, login_variable
-from farcall.errors import ConfigurationError, FarcallError, NotFound, Unauthenticated
+from farcall.errors import ConfigurationError, FarcallError, Unauthenticated
 from farcall.exits import exit_code_of
 
-from . import directories, pidfile, showing
+from . import commanding, directories, pidfile, roster, showing
+from .commanding import complain, existing
 from .directories import DEFAULT_NAME
 from .pidfile import State
 
@@ -31,13 +33,13 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except FarcallError as error:
-            _complain(str(error))
+            complain(str(error))
             if isinstance(error, Unauthenticated):
-                _complain("A token is kept by: farcall-endpoint login")
+                complain("A token is kept by: farcall-endpoint login")
             raise typer.Exit(exit_code_of(error)) from error
         except OSError as error:
             # A full or read-only disk, most likely; the sentence names the file.
-            _complain(str(error))
+            complain(str(error))
             raise typer.Exit(os.EX_IOERR) from error
 
 
@@ -79,11 +81,15 @@ def start(
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Start an endpoint, in the background, and wait until it is ready."""
-    directory = _existing(name)
-    if ready_fd is None and not _may_start(directory):
+    directory = existing(name)
+    if ready_fd is None and not commanding.may_start(directory):
         return
-    chosen = _choose_id(directory, endpoint_uuid)
-    code = _be_the_agent(directory, ready_fd) if foreground or ready_fd is not None else _start(directory)
+    chosen = commanding.choose_id(directory, endpoint_uuid)
+    code = (
+        commanding.be_the_agent(directory, ready_fd)
+        if foreground or ready_fd is not None
+        else commanding.start(directory)
+    )
     if code and chosen:
         directories.forget_endpoint_id(directory)
     raise typer.Exit(code)
@@ -95,10 +101,9 @@ def stop(
     remote: Annotated[bool, typer.Option("--remote", help="Through the service, wherever it runs.")] = False,
 ) -> None:
     """Stop an endpoint and wait until it is down."""
-    directory = _existing(name)
+    directory = existing(name)
     if not remote:
-        _stop(directory)
-        return
+        raise typer.Exit(0 if commanding.stop(directory) else 1)
     endpoint_id = directories.read_endpoint_id(directory)
     if endpoint_id is None:
         raise ConfigurationError(f"the endpoint {name!r} was never started, so the service does not know it")
@@ -109,14 +114,15 @@ def stop(
 @app.command()
 def restart(name: Name = DEFAULT_NAME) -> None:
     """Stop an endpoint if it runs, and start it."""
-    directory = _existing(name)
+    directory = existing(name)
     # Looked at before anything is stopped: a mistake in it should not end an endpoint that works.
     from .loading import load_config
 
     load_config(directory)
     if pidfile.state_of(directory) in (State.RUNNING, State.DISCONNECTED):
-        _stop(directory)
-    raise typer.Exit(_start(directory))
+        # What it could not end, its successor will.
+        commanding.stop(directory)
+    raise typer.Exit(commanding.start(directory))
 
 
 @app.command("list")
@@ -133,12 +139,30 @@ def list_endpoints(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def status(name: Name = DEFAULT_NAME, as_json: AsJson = False) -> None:
+def resume(name: Name = DEFAULT_NAME) -> None:
+    """Have an endpoint ask for blocks again, after some in a row came to nothing and that is mended."""
+    commanding.resume(existing(name))
+
+
+@app.command()
+def status(
+    name: Name = DEFAULT_NAME,
+    as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it as it changes, until Ctrl-C.")] = False,
+) -> None:
     """Show how an endpoint is, as this machine and the service see it."""
-    facts = showing.local_facts(_existing(name))
+    if watch:
+        from .dashboard import watch as go_on
+
+        with contextlib.suppress(KeyboardInterrupt):
+            go_on(existing(name))
+        return
+    facts = showing.local_facts(existing(name))
     if facts["endpoint_id"]:
         try:
-            facts |= showing.service_facts(_service().endpoint_status(facts["endpoint_id"]))
+            told = showing.service_facts(_service().endpoint_status(facts["endpoint_id"]))
+            # What both know of, this machine knows sooner.
+            facts |= {key: value for key, value in told.items() if key not in facts}
         except FarcallError as error:
             facts["service_status"] = f"not known: {error}"
     (showing.show_json if as_json else showing.show_facts)(facts)
@@ -153,7 +177,7 @@ def logs(
     """Show the end of an endpoint's log."""
     from .logfile import last_lines
 
-    path = _existing(name) / directories.LOG_NAME
+    path = existing(name) / directories.LOG_NAME
     if not path.exists():
         typer.echo(f"The endpoint {name!r} has not run yet, so there is no log.", err=True)
         return
@@ -182,8 +206,9 @@ def delete(
     if not yes and not typer.confirm(f"Delete the endpoint {name!r} and everything in {directory}?"):
         raise typer.Exit(1)
     if pidfile.state_of(directory) is State.RUNNING:
-        _stop(directory)
-    _delete_in_service(directory, force)
+        commanding.stop(directory)
+    _refuse_to_forget(directory, force)
+    commanding.delete_in_service(directory, force)
     shutil.rmtree(directory)
     typer.echo(f"The endpoint {name!r} is deleted.")
 
@@ -212,7 +237,7 @@ def doctor(
 
     all_is_well = True
     directory = directories.endpoint_directory(name)
-    for finding in examine(directory, _service, patience_s=wait if block else None, tell=_complain):
+    for finding in examine(directory, _service, patience_s=wait if block else None, tell=complain):
         typer.echo(f"{'OK  ' if finding.is_well else 'BAD '} {finding.subject}: {finding.said}")
         if not finding.is_well:
             all_is_well = False
@@ -278,7 +303,7 @@ def _ask(what: str) -> str:
 def _say_what_goes_first() -> None:
     variable = login_variable()
     if variable is not None:
-        _complain(f"{variable} is set, and goes before what is kept")
+        complain(f"{variable} is set, and goes before what is kept")
 
 
 def _service() -> Service:
@@ -287,80 +312,10 @@ def _service() -> Service:
     return Service.from_settings()
 
 
-def _existing(name: str) -> Path:
-    from .loading import config_path
-
-    return config_path(directories.endpoint_directory(name)).parent
-
-
-def _may_start(directory: Path) -> bool:
-    """Whether there is something to start; what a killed agent left is cleaned up first."""
-    state = pidfile.state_of(directory)
-    if state is State.RUNNING:
-        holder = pidfile.read_holder(directory)
-        where = f" (pid {holder.pid} on {holder.hostname})" if holder else ""
-        typer.echo(f"The endpoint {directory.name!r} is already running{where}.")
-        return False
-    # So that a mistake in it is told at once, and not by way of the log.
-    from .loading import load_config
-
-    load_config(directory)
-    if state is State.DISCONNECTED:
-        from .daemon import clean_up
-
-        clean_up(directory, typer.echo)
-    return True
-
-
-def _choose_id(directory: Path, endpoint_uuid: uuid.UUID | None) -> bool:
-    """Take the id that was asked for. Returns whether the endpoint had none before."""
-    known = directories.read_endpoint_id(directory)
-    if endpoint_uuid is None or known == str(endpoint_uuid):
-        return False
-    if known:
-        raise ConfigurationError(f"the endpoint {directory.name!r} has the id {known} already; configure another one")
-    directories.write_endpoint_id(directory, str(endpoint_uuid))
-    return True
-
-
-def _be_the_agent(directory: Path, ready_fd: int | None) -> int:
-    from .daemon import run_agent
-
-    return run_agent(directory, ready_fd)
-
-
-def _start(directory: Path) -> int:
-    from . import daemon
-
-    outcome = daemon.start(directory, _complain)
-    if outcome.is_ready:
-        typer.echo(f"The endpoint {directory.name!r} is running; its id is {directories.read_endpoint_id(directory)}")
-    elif outcome.exit_code:
-        _complain(f"the endpoint {directory.name!r} did not start; see {directory / directories.LOG_NAME}")
-        for line in outcome.last_words:
-            typer.echo(f"    {line}", err=True)
-    return outcome.exit_code
-
-
-def _stop(directory: Path) -> None:
-    from .daemon import stop as stop_agent
-
-    stop_agent(directory, typer.echo)
-
-
-def _delete_in_service(directory: Path, force: bool) -> None:
-    try:
-        endpoint_id = directories.read_endpoint_id(directory)
-        if endpoint_id:
-            _service().delete_endpoint(endpoint_id)
-    except NotFound:
-        # Gone already, which is what is wanted.
-        return
-    except FarcallError as error:
-        if not force:
-            raise
-        _complain(f"the service was not told: {error}")
-
-
-def _complain(sentence: str) -> None:
-    typer.echo(f"farcall-endpoint: {sentence}", err=True)
+def _refuse_to_forget(directory: Path, force: bool) -> None:
+    left = [key for key, entry in roster.read_roster(directory / roster.FILE_NAME).items() if not entry.is_ending]
+    if left and not force:
+        raise ConfigurationError(
+            f"blocks {', '.join(left)} of the endpoint {directory.name!r} may not have ended, and nobody would know of "
+            "them any more; start and stop it, or end them yourself and say --force"
+        )

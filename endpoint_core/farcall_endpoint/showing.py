@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import datetime
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from . import directories, pidfile
+from . import directories, nowfile, pidfile
 from .pidfile import State
+
+#: What is not for a table.
+_OF_NOW = ("blocks", "troubles")
 
 
 def show_json(document: Any) -> None:
@@ -50,6 +54,8 @@ def local_facts(directory: Path) -> dict[str, Any]:
         running = facts["status"] == State.RUNNING.value
         facts |= {"pid": holder.pid, "hostname": holder.hostname} if running else {"last_hostname": holder.hostname}
         facts["started"] = _moment(holder.started)
+        now = nowfile.read_now(directory) if running else None
+        facts |= {key: now[key] for key in _OF_NOW if key in now} if now else {}
     return facts
 
 
@@ -57,14 +63,27 @@ def service_facts(status: Mapping[str, Any]) -> dict[str, Any]:
     """What the service knows of an endpoint, out of its status document."""
     logs = status.get("logs") or [{}]
     latest = {**(status.get("details") or {}), **logs[0]}
-    wanted = ("total_workers", "idle_workers", "managers", "outstanding_tasks", "pending_tasks")
+    wanted = (
+        "total_workers",
+        "idle_workers",
+        "managers",
+        "outstanding_tasks",
+        "pending_tasks",
+        *(_OF_NOW if status.get("status") == "online" else ()),
+    )
     facts = {"service_status": status.get("status"), "last_report": latest.get("timestamp")}
     return facts | {key: latest[key] for key in wanted if key in latest}
 
 
 def show_facts(facts: Mapping[str, Any]) -> None:
-    rows = [[key.replace("_", " "), "-" if value is None else str(value)] for key, value in facts.items()]
+    plain = {key: value for key, value in facts.items() if key not in _OF_NOW}
+    rows = [[key.replace("_", " "), "-" if value is None else str(value)] for key, value in plain.items()]
     show_table(("", facts["name"]), rows[1:])
+    for block in facts.get("blocks") or ():
+        said = textwrap.indent(str(block.get("message") or "").strip(), "    ")
+        typer.echo(f"Block {block.get('id')} is {block.get('state')}{f':{chr(10)}{said}' if said else '.'}")
+    for trouble in facts.get("troubles") or ():
+        typer.echo(f"Trouble: {trouble}")
 
 
 def _moment(seconds: float) -> str:

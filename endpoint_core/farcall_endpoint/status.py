@@ -63,6 +63,21 @@ def report(
     return StatusReport(endpoint_id, state, dict(changes), holds)
 
 
+def now(config: EndpointConfig, fleet: Fleet, load: Load, *, finished: int, troubles: Sequence[str]) -> dict[str, Any]:
+    """What the agent's own file says, for commands on the same machine: see ``nowfile``."""
+    return {
+        "blocks": [dict(block) for block in fleet.blocks],
+        "min_blocks": config.engine.min_blocks,
+        "max_blocks": config.engine.max_blocks,
+        "workers": load.workers,
+        "busy_workers": min(load.workers, load.calls),
+        "waiting_tasks": load.waiting,
+        "handed_over_tasks": load.handed_over,
+        "finished_tasks": finished,
+        "troubles": list(troubles),
+    }
+
+
 def farewell(endpoint_id: str, *, instance: str, holds: Sequence[str]) -> StatusReport:
     """The last report of an agent that ends: offline from now on."""
     state = {"heartbeat_period": 0, "active": False, "instance": instance, "total_workers": 0}

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,9 @@ class Supervisor:
 
     def _wait_for_blocks(self, blocks: Blocks) -> None:
         """Give the blocks a moment to be gone, and say which of them are left."""
+        if blocks.may_have_lost_one or not all(entry.is_ending for entry in self._roster.entries.values()):
+            self._custody.look_soon()
+            self._custody.look([])
         deadline = time.monotonic() + END_PATIENCE_S
         while blocks.living and time.monotonic() < deadline:
             blocks.status(blocks.living)
@@ -323,9 +327,12 @@ class Supervisor:
         self._runs_dir.mkdir(parents=True, exist_ok=True)
         for old in sorted(path for path in self._runs_dir.iterdir() if path.is_dir())[: -RUNS_KEPT + 1]:
             shutil.rmtree(old, ignore_errors=True)
-        run_dir = self._runs_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{next(self._runs):03d}"
-        run_dir.mkdir()
-        return run_dir
+        while True:
+            run_dir = self._runs_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{next(self._runs):03d}"
+            # An earlier agent may have begun in the same second.
+            with suppress(FileExistsError):
+                run_dir.mkdir()
+                return run_dir
 
 
 def _is_over(statuses: Mapping[str, Any], manager: Mapping[str, Any]) -> bool:
