@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import doctest
 import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from farcall.errors import ConfigurationError
 from farcall_endpoint.batch import SECRETS
+from farcall_endpoint.loading import load_config
+from farcall_endpoint.plugins import provider_config
 from farcall_endpoint.provider import BlockSpec, BlockState, ProviderError, SystemUnavailable
 from farcall_endpoint.shell import Ran, Shell
 from farcall_provider_slurm import SlurmConfig, SlurmProvider, config, words
@@ -306,3 +310,24 @@ def test_a_controller_that_is_away_is_one_finding_of_doctor() -> None:
 
     assert [finding.is_well for finding in found] == [True, True, True, False]
     assert "Unable to contact slurm controller" in found[-1].said
+
+
+DOCUMENTATION = Path(__file__).parents[3] / "docs" / "slurm.md"
+
+
+@pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL))
+def test_the_configurations_in_the_documentation_are_right(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+
+    provider, options = provider_config(load_config(tmp_path).provider)
+
+    assert provider is SlurmProvider
+    assert isinstance(options, SlurmConfig)
+
+
+@pytest.mark.parametrize("wrong", ["gpus_per_node: many", "partiton: debug", "cores_per_node: 0"])
+def test_a_mistake_in_a_configuration_is_pointed_at(wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"engine:\n  provider:\n    type: slurm\n    {wrong}\n")
+
+    with pytest.raises(ConfigurationError, match=r"config\.yaml, line 4"):
+        provider_config(load_config(tmp_path).provider)
