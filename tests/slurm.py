@@ -37,6 +37,8 @@ _PACKAGES = {
     "slurmdbd": {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server", "mariadb-install-db": "mariadb-server"},
 }
 
+PARTITIONS = ("debug", "short")
+
 #: The account that a Slurm with accounting has, and the limit of its quality of service ``tiny``.
 ACCOUNT = "physics"
 QOS_MOST_NODES = 1
@@ -195,12 +197,36 @@ class PrivateSlurm:
     def update_node(self, node: str, state: str) -> None:
         self.run("scontrol", "update", f"nodename={node}", f"state={state}", "reason=a test")
 
+    def update_partitions(self, state: str) -> None:
+        for name in PARTITIONS:
+            self.run("scontrol", "update", f"partitionname={name}", f"state={state}")
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Within, no job starts."""
+        self.update_partitions("down")
+        try:
+            yield
+        finally:
+            self.update_partitions("up")
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Within, no command is answered. What runs goes on."""
+        self.controller.stop()
+        try:
+            yield
+        finally:
+            self.controller.start()
+            self._wait("slurmctld", self._answers)
+
     def heal(self) -> None:
         """As it was at first: no jobs, all daemons there, all nodes idle."""
         for daemon in (self.controller, *self.slurmd.values()):
             if not daemon.is_running:
                 daemon.start()
-        self._wait("slurmctld", lambda: self.try_run("scontrol", "ping").returncode == 0)
+        self._wait("slurmctld", self._answers)
+        self.update_partitions("up")
         if jobs := self.jobs():
             self.run("scancel", *jobs)
         for line in self.run("sinfo", "-h", "-N", "-p", "debug", "-o", "%N %T").splitlines():
@@ -212,6 +238,9 @@ class PrivateSlurm:
     def close(self) -> None:
         for daemon in (*self.slurmd.values(), self.controller, *reversed(self._database), self._munged):
             daemon.kill()
+
+    def _answers(self) -> bool:
+        return self.try_run("scontrol", "ping").returncode == 0
 
     # -- how it is made -----------------------------------------------------------------------------------------------
 

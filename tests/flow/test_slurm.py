@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
 from running import RunningEndpoint, RunningService, running_endpoint
 from servers import needs
@@ -78,7 +80,7 @@ def test_functions_run_in_a_job_and_stop_leaves_none(service: RunningService, sl
 
 
 def test_functions_run_on_all_nodes_of_a_block(service: RunningService, slurm: PrivateSlurm) -> None:
-    two_nodes = "nodes_per_block: 2\n    launcher: SrunLauncher\n    cores_per_node: 2"
+    two_nodes = "nodes_per_block: 2\n    cores_per_node: 2"
     with endpoint_on(slurm, service, "slurm-two", provider=two_nodes) as endpoint:
         with executor_on(service, endpoint) as executor:
             seen: set[str] = set()
@@ -137,5 +139,23 @@ def test_blocks_come_with_the_load_and_a_job_that_was_ended_costs_no_task(
         slurm.run("scancel", first)
 
         assert len([future.result(TIMEOUT_S) for future in futures]) == 10
+
+    assert slurm.jobs() == []
+
+
+def test_an_agent_that_was_killed_leaves_no_job_behind_once_another_has_come(
+    service: RunningService, slurm: PrivateSlurm
+) -> None:
+    name = "slurm-killed"
+    with endpoint_on(slurm, service, name, provider="max_blocks: 1") as endpoint:
+        with executor_on(service, endpoint) as executor:
+            first, _, _ = executor.submit(where, 0).result(TIMEOUT_S)
+            agent = psutil.Process(json.loads((endpoint.directory / "agent.pid").read_text())["pid"])
+            agent.kill()
+            agent.wait(TIMEOUT_S)
+            endpoint.run("start", name)
+            second, _, _ = executor.submit(where, 0).result(TIMEOUT_S)
+        wait_until(lambda: slurm.jobs() == [second], f"jobs {slurm.jobs()} are there, and {second} runs functions")
+        assert first
 
     assert slurm.jobs() == []

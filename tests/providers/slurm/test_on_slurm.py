@@ -7,6 +7,7 @@ import dataclasses
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -62,10 +63,22 @@ def provider(slurm: PrivateSlurm) -> Iterator[SlurmProvider]:
 class TestSlurmProvider(ProviderContract):
     @pytest.fixture(autouse=True)
     def on_slurm(self, slurm: PrivateSlurm) -> None:
-        pass
+        self.slurm = slurm
 
     def make_provider(self) -> Provider:
-        return SlurmProvider(options())
+        # Commands take long to see that nobody answers.
+        return SlurmProvider(options(command_timeout_s=4.0))
+
+    def held(self) -> AbstractContextManager[object]:
+        return self.slurm.holding()
+
+    def away(self) -> AbstractContextManager[object]:
+        return self.slurm.away()
+
+    def impossible_spec(self, run_dir: Path) -> BlockSpec:
+        # Until the test is over.
+        self.slurm.update_partitions("drain")
+        return self.spec(run_dir, "exit 0")
 
 
 def test_the_endpoint_finds_it_by_name() -> None:
@@ -197,28 +210,6 @@ def test_a_partition_that_is_not_there_is_a_refusal_in_slurms_words(slurm: Priva
 
     assert not isinstance(caught.value, SystemUnavailable)
     assert slurm.jobs() == []
-
-
-def test_nothing_is_lost_while_the_controller_is_away(slurm: PrivateSlurm, tmp_path: Path) -> None:
-    provider = SlurmProvider(options(command_timeout_s=2.0))
-    block_id = provider.submit(spec(tmp_path, "sleep 600"))
-    wait_for(provider, block_id, BlockState.RUNNING)
-
-    slurm.controller.stop()
-    with pytest.raises(SystemUnavailable):
-        provider.states([block_id])
-    with pytest.raises(SystemUnavailable):
-        provider.submit(spec(tmp_path, "true"))
-    with pytest.raises(SystemUnavailable):
-        provider.owned(OWNER)
-    slurm.controller.start()
-
-    wait_until(lambda: slurm.try_run("scontrol", "ping").returncode == 0, "the controller is not back")
-    patient = SlurmProvider(options())
-    assert patient.states([block_id]) == {block_id: BlockState.RUNNING}
-    assert patient.owned(OWNER) == [block_id]
-    provider.cancel([block_id])
-    wait_for(provider, block_id, BlockState.CANCELLED)
 
 
 def test_the_jobs_of_an_owner_are_found_again_and_nobody_elses(
