@@ -274,7 +274,7 @@ class BatchProvider(Provider):
         # One of an earlier agent is new to us.
         block = self._blocks.setdefault(block_id, _Block(None))
         if block.is_cancelled and job.state in (BlockState.FAILED, BlockState.UNKNOWN):
-            job = dataclasses.replace(job, state=BlockState.CANCELLED)
+            job = Job(BlockState.CANCELLED, "ended by the endpoint")
         block.job = job
         return job
 

@@ -222,6 +222,7 @@ def test_what_we_ended_is_cancelled_however_the_system_calls_it(batch: Batch, sh
     batch.jobs = {block_id: seen} if seen else {}
 
     assert batch.states([block_id]) == {block_id: BlockState.CANCELLED}
+    assert batch.output(block_id) == "[ended by the endpoint]"
 
 
 def test_what_somebody_else_ended_has_failed(batch: Batch) -> None:

@@ -7,11 +7,14 @@ from .config import SlurmConfig
 #: Filters and habits of the person whose environment it is, and what an enclosing job would hand on to ours.
 _ALWAYS = (
     "SBATCH_ARRAY_INX",
+    "SBATCH_CLUSTERS",
+    "SBATCH_EXCLUSIVE",
     "SBATCH_EXPORT",
     "SBATCH_JOB_NAME",
     "SBATCH_OUTPUT",
     "SBATCH_ERROR",
     "SBATCH_REQUEUE",
+    "SBATCH_TIMELIMIT",
     # Its command would last as long as the job.
     "SBATCH_WAIT",
     "SQUEUE_ACCOUNT",
@@ -30,6 +33,8 @@ _ALWAYS = (
     "SCANCEL_QOS",
     "SCANCEL_STATE",
     "SCANCEL_USER",
+    # Ids would be taken for those of another cluster.
+    "SLURM_CLUSTERS",
     "SLURM_CPUS_PER_TASK",
     "SLURM_MEM_PER_CPU",
     "SLURM_MEM_PER_GPU",
@@ -50,7 +55,6 @@ _BY_OPTION = {
     "mem_per_node": "SBATCH_MEM_PER_NODE",
     "gpus_per_node": "SBATCH_GPUS_PER_NODE",
     "gres": "SBATCH_GRES",
-    "clusters": "SBATCH_CLUSTERS",
 }
 
 

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -167,7 +168,7 @@ class SlurmProvider(BatchProvider):
 
 
 #: What ``sbatch --test-only`` is shown.
-_SMALL = BlockSpec(command="true", name="doctor", run_dir=None)  # type: ignore[arg-type]  # nothing is written
+_SMALL = BlockSpec(command="true", name="doctor", run_dir=Path("/"))
 _NO_FILES = Files("/dev/null", "/dev/null", "/dev/null", "/dev/null", "doctor")
 
 
