@@ -6,7 +6,9 @@ what is remembered of it, and what people are told, are here.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import shlex
 import threading
 import uuid
 from abc import abstractmethod
@@ -32,6 +34,9 @@ OUTPUT_TAIL_BYTES = 4096
 
 #: Blocks that have ended whose files are kept.
 ENDED_KEPT = 50
+
+#: The agent's own. A job would get them from a batch system that hands on the environment, and keep them in its files.
+SECRETS = ("FARCALL_TOKEN", "FARCALL_CLIENT_SECRET", "FUNCX_SDK_CLIENT_SECRET", "GLOBUS_COMPUTE_CLIENT_SECRET")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +70,14 @@ class Files:
     stderr: str
     #: The script leaves its exit code here.
     exit_code: str
+    #: For the job: what people know the block by, and then who asked for it.
+    name: str = ""
 
     @classmethod
     def of(cls, spec: BlockSpec, directory: str) -> Files:
         stem = f"{directory}/blocks/{spec.name}-{uuid.uuid4().hex[:8]}"
-        return cls(f"{stem}.sh", f"{stem}.out", f"{stem}.err", f"{stem}.exit")
+        name = f"{spec.name}.{spec.owner}" if spec.owner else spec.name
+        return cls(f"{stem}.sh", f"{stem}.out", f"{stem}.err", f"{stem}.exit", name)
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -90,6 +98,9 @@ class BatchProvider(Provider):
 
     #: The commands that it needs, for ``doctor``: what to run, and what it is for.
     commands: ClassVar[Mapping[str, Sequence[str]]] = {}
+
+    #: Variables of the environment that the commands do not see; :data:`SECRETS` is always among them.
+    hidden: Sequence[str] = ()
 
     def __init__(self, config: BatchConfig, shell: Shell | None = None) -> None:
         super().__init__(config)
@@ -125,6 +136,10 @@ class BatchProvider(Provider):
     def is_refusal(self, ran: Ran) -> bool:
         """Whether a command that failed was answered by the system; if not, the system could not be reached."""
 
+    def preparation(self, spec: BlockSpec) -> Sequence[str]:
+        """Shell lines of the job's script before ``worker_init``; none, unless the system needs some."""
+        return ()
+
     # -- what the engine calls ----------------------------------------------------------------------------------------
 
     def submit(self, spec: BlockSpec) -> str:
@@ -132,7 +147,13 @@ class BatchProvider(Provider):
         self.shell.write(files.script, self.script(spec, files).encode())
         self._remove_old_files()
         command = self.submit_command(files)
-        printed = self.ask(command)
+        try:
+            printed = self.ask(command)
+        except ProviderError:
+            # The system has a copy of it, should it have taken the job all the same.
+            with contextlib.suppress(SystemUnavailable):
+                self.shell.remove([files.script])
+            raise
         try:
             block_id = self.block_id(printed)
         except ValueError:
@@ -145,14 +166,16 @@ class BatchProvider(Provider):
 
     def script(self, spec: BlockSpec, files: Files) -> str:
         """The job's script: the head, then ``worker_init`` and the command in one shell."""
-        body = [
-            f"trap 'echo $? > {_quoted(files.exit_code)}' EXIT",
+        lines = [
+            "#!/bin/bash",
+            *self.head(spec, files),
+            *_lines(self.options.scheduler_options),
+            f"trap {shlex.quote(f'echo $? > {shlex.quote(files.exit_code)}')} EXIT",
+            *self.preparation(spec),
             spec.worker_init,
             spec.command,
         ]
-        return (
-            "\n".join(["#!/bin/bash", *self.head(spec, files), *_lines(self.options.scheduler_options), *body]) + "\n"
-        )
+        return "\n".join(lines) + "\n"
 
     def states(self, block_ids: Sequence[str]) -> dict[str, BlockState]:
         with self._lock:
@@ -168,12 +191,11 @@ class BatchProvider(Provider):
     def cancel(self, block_ids: Sequence[str]) -> None:
         with self._lock:
             wanted = [key for key in block_ids if not self._has_ended(key)]
-        if not wanted:
-            return
-        self.end(wanted)
-        with self._lock:
+            # Before they are ended, as others may look meanwhile; and also if nobody can say whether it was done.
             for key in wanted:
                 self._blocks.setdefault(key, _Block(None)).is_cancelled = True
+        if wanted:
+            self.end(wanted)
 
     def reason(self, block_id: str) -> str:
         with self._lock:
@@ -185,7 +207,10 @@ class BatchProvider(Provider):
             block = self._blocks.get(block_id)
         if block is None:
             return ""
-        printed = [self.shell.tail(path, OUTPUT_TAIL_BYTES).strip() for path in _streams(block.files)]
+        try:
+            printed = [self.shell.tail(path, OUTPUT_TAIL_BYTES).strip() for path in _streams(block.files)]
+        except SystemUnavailable as error:
+            printed = [f"[what it printed cannot be read: {error}]"]
         said = f"[{block.job.said}]" if block.job.said else ""
         return "\n".join(part for part in (*printed, said) if part)
 
@@ -204,13 +229,34 @@ class BatchProvider(Provider):
 
     def ask(self, command: Sequence[str]) -> str:
         """What a command of the system prints. Raises ProviderError with what it said if it fails."""
-        ran = self.shell.run(command, timeout_s=self.options.command_timeout_s)
+        ran = self.run(command)
         if ran.exit_code == 0:
             return ran.stdout
+        raise self.failure(command, ran)
+
+    def run(self, command: Sequence[str], *, stdin: bytes = b"") -> Ran:
+        """Run a command of the system to its end, without what is :attr:`hidden` in its environment."""
+        unset = [word for name in (*SECRETS, *self.hidden) for word in ("-u", name)]
+        try:
+            return self.shell.run(["env", *unset, *command], stdin=stdin, timeout_s=self.options.command_timeout_s)
+        except SystemUnavailable as error:
+            raise SystemUnavailable(f"{command[0]}: {error}") from error
+
+    def failure(self, command: Sequence[str], ran: Ran) -> ProviderError:
+        """What to raise for a command of the system that has failed."""
+        if ran.exit_code == NOT_FOUND:
+            return ProviderError(f"there is no command {command[0]} on {self.shell.place}; is its directory in PATH?")
         sentence = f"{command[0]} on {self.shell.place} failed: {ran.said}"
-        if ran.exit_code == NOT_FOUND or self.is_refusal(ran):
-            raise ProviderError(sentence)
-        raise SystemUnavailable(sentence)
+        return ProviderError(sentence) if self.is_refusal(ran) else SystemUnavailable(sentence)
+
+    def exit_code(self, block_id: str) -> int | None:
+        """What the block's script left when it ended; None if it did not get so far, or the block is not ours."""
+        with self._lock:
+            block = self._blocks.get(block_id)
+        if block is None or block.files is None:
+            return None
+        text = self.shell.tail(block.files.exit_code, OUTPUT_TAIL_BYTES).strip()
+        return int(text) if text.isdecimal() else None
 
     def end(self, block_ids: Sequence[str]) -> None:
         """Have the system end these jobs; those that have ended are no error."""
@@ -223,24 +269,21 @@ class BatchProvider(Provider):
         return block is not None and block.job.state.has_ended
 
     def _remember(self, block_id: str, job: Job) -> Job:
-        block = self._blocks.get(block_id)
-        if block is None:
+        if job.state is BlockState.UNKNOWN and block_id not in self._blocks:
             return job
+        # One of an earlier agent is new to us.
+        block = self._blocks.setdefault(block_id, _Block(None))
         if block.is_cancelled and job.state in (BlockState.FAILED, BlockState.UNKNOWN):
-            job = dataclasses.replace(job, state=BlockState.CANCELLED)
+            job = Job(BlockState.CANCELLED, "ended by the endpoint")
         block.job = job
         return job
 
     def _by_exit_code(self, block_id: str) -> Job:
         """A job that the system does not know any more may have left its exit code."""
-        with self._lock:
-            block = self._blocks.get(block_id)
-        if block is None or block.files is None:
-            return Job(BlockState.UNKNOWN)
-        text = self.shell.tail(block.files.exit_code, OUTPUT_TAIL_BYTES).strip()
-        if not text.isdecimal():
+        code = self.exit_code(block_id)
+        if code is None:
             return Job(BlockState.UNKNOWN, "the batch system does not know it")
-        return Job(BlockState.DONE if text == "0" else BlockState.FAILED, f"exit code {text}")
+        return Job(BlockState.DONE if code == 0 else BlockState.FAILED, f"exit code {code}")
 
     def _remove_old_files(self) -> None:
         with self._lock:
@@ -252,7 +295,7 @@ class BatchProvider(Provider):
         subject = f"{name} on {self.shell.place}"
         remedy = f"make sure that `{' '.join(command)}` works on {self.shell.place}"
         try:
-            ran = self.shell.run(command, timeout_s=self.options.command_timeout_s)
+            ran = self.run(command)
         except SystemUnavailable as error:
             return Finding(subject, False, str(error), remedy)
         said = (ran.stdout.strip() or ran.said).splitlines()
@@ -265,8 +308,3 @@ def _streams(files: Files | None) -> tuple[str, ...]:
 
 def _lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
-
-
-def _quoted(path: str) -> str:
-    """For use within single quotes in a script."""
-    return '"' + path.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$").replace("`", "\\`") + '"'

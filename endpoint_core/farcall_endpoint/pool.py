@@ -20,6 +20,7 @@ from parsl.executors.high_throughput import process_worker_pool as parsl_pool
 from parsl.logconfigs.base import LogConfig, oneshot_initialize_logging
 from parsl.multiprocessing import SpawnContext
 
+from .accelerators import given_to_us
 from .agentline import AgentLine
 from .crew import Crew
 from .killing import adopt_orphans
@@ -197,7 +198,7 @@ def main() -> None:
         heartbeat_period=int(args.hb_period),
         poll_period=int(args.poll),
         cpu_affinity=args.cpu_affinity,
-        available_accelerators=args.available_accelerators,
+        available_accelerators=given_to_us(args.available_accelerators, os.environ),
         cert_dir=None if args.cert_dir == "None" else args.cert_dir,
         drain_period=_whole(args.drain_period),
         log_config=_log_config(args),
