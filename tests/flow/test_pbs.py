@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,17 +75,25 @@ def test_functions_run_in_jobs_and_no_job_is_left(own_service: RunningService, p
 
 
 def test_what_pbs_says_of_a_job_that_waits_is_seen(own_service: RunningService, pbs: FakePbs) -> None:
+    client = Client(service_url=own_service.url, token=own_service.token)
+
+    def blocks(endpoint: RunningEndpoint) -> list[dict[str, str]]:
+        details = client.get_endpoint_status(endpoint.id)["details"] or {}
+        return list(details.get("blocks", []))
+
     with (
         running_endpoint(own_service, configuration=CONFIGURATION) as endpoint,
         executor_on(own_service, endpoint) as executor,
-        pbs.holding("Insufficient amount of resource: ngpus"),
     ):
-        future = executor.submit(pow, 2, 5)
-        said = ""
-        for _ in range(600):
-            said = endpoint.run("status", "default").stdout
-            if "Insufficient amount of resource: ngpus" in said:
-                break
-        assert "Insufficient amount of resource: ngpus" in said
-        pbs.release()
+        with pbs.holding("Insufficient amount of resource: ngpus"):
+            future = executor.submit(pow, 2, 5)
+            deadline = time.monotonic() + TIMEOUT_S
+            # A report can only be asked for.
+            while not any(block["message"] for block in blocks(endpoint)):
+                assert time.monotonic() < deadline, "nothing is said of the block"
+                time.sleep(0.1)
+            [block] = blocks(endpoint)
+            assert block["state"] == "pending"
+            assert block["message"] == "Insufficient amount of resource: ngpus"
+
         assert future.result(TIMEOUT_S) == 32
