@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 #: Each folder of the examples that is a plugin, and what its provider is called.
-PLUGINS = {"third_party_provider": "detached"}
+PLUGINS = {"third_party_provider": "detached", "parsl_bridge": "parsl"}
 
 
 @pytest.fixture(scope="module", params=sorted(PLUGINS))
