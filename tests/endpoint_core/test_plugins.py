@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from farcall.errors import ConfigurationError
 from farcall_endpoint import hookspecs
 from farcall_endpoint.config import ProviderSection
 from farcall_endpoint.plugins import build_provider, installed_providers, load_provider, provider_config
+from farcall_endpoint.provider import BlockSpec, BlockState
+from farcall_endpoint.testing import ProviderContract
 
 PLUGIN = """
 import dataclasses
@@ -214,8 +217,13 @@ def test_an_option_that_must_be_set_is_named_with_its_help(plugins: Path) -> Non
         provider_config(section("atd"))
 
 
-def test_the_hook_is_explained_with_an_example() -> None:
+def test_the_hook_is_explained_with_a_whole_plugin_that_works(plugins: Path, tmp_path: Path) -> None:
     said = hookspecs.farcall_providers.__doc__ or ""
+    install(plugins, "atd", textwrap.dedent(said.partition("::\n")[2]))
+    provider = build_provider(section("atd"))
 
-    assert "@hookimpl" in said
-    assert "def farcall_providers()" in said
+    block_id = provider.submit(BlockSpec(command="exit 3", name="b", run_dir=tmp_path))
+
+    ended = ProviderContract().wait_for(provider, block_id, lambda state: state.has_ended)
+    assert ended is BlockState.FAILED
+    assert provider.states(["1234"]) == {"1234": BlockState.UNKNOWN}
