@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from running import RunningEndpoint, RunningService, running_endpoint, running_service
+from servers import needs
 
 from farcall import Client, Executor
 from farcall_endpoint.testing import FakePbs
@@ -97,3 +99,18 @@ def test_what_pbs_says_of_a_job_that_waits_is_seen(own_service: RunningService, 
             assert block["message"] == "Insufficient amount of resource: ngpus"
 
         assert future.result(TIMEOUT_S) == 32
+
+
+def test_a_block_of_two_nodes_has_a_manager_on_each(own_service: RunningService, pbs: FakePbs) -> None:
+    needs("mpi", lambda: None if shutil.which("mpiexec") else "there is no mpiexec on PATH")
+    configuration = CONFIGURATION.replace("init_blocks: 0", "init_blocks: 1\n    nodes_per_block: 2")
+    client = Client(service_url=own_service.url, token=own_service.token)
+
+    with running_endpoint(own_service, configuration=configuration) as endpoint:
+        deadline = time.monotonic() + TIMEOUT_S
+        # A report can only be asked for.
+        while (client.get_endpoint_status(endpoint.id)["details"] or {}).get("managers") != 2:
+            assert time.monotonic() < deadline, "there are no two managers"
+            time.sleep(0.1)
+        assert [job.details["resources"]["select"] for job in pbs.jobs] == ["2:ncpus=1"]
+    assert [pbs.wait_until_ended(job).ended_by for job in pbs.jobs] == ["deleted"]
