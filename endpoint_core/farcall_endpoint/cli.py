@@ -215,15 +215,15 @@ def delete(
 
 @app.command()
 def providers(as_json: AsJson = False) -> None:
-    """List the installed providers."""
+    """List the installed providers, and where they come from; none of them is loaded."""
     from .plugins import installed_providers
 
     found = installed_providers()
     if as_json:
         showing.show_json([vars(provider) for provider in found])
     else:
-        rows = [[provider.name, provider.distribution, provider.version] for provider in found]
-        showing.show_table(("Provider", "Distribution", "Version"), rows)
+        rows = [[provider.name, provider.distribution, provider.version, provider.origin] for provider in found]
+        showing.show_table(("Provider", "Distribution", "Version", "Origin"), rows)
 
 
 @app.command()

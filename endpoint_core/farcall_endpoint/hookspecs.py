@@ -18,10 +18,39 @@ def farcall_providers() -> dict[str, type[Provider]]:
     """Name the providers this plugin brings.
 
     The name is what an administrator writes under ``engine.provider.type`` in ``config.yaml``; the entry point has
-    the same name, so that nothing but the wanted plugin is loaded. A whole plugin, beside the provider's class::
+    the same name, so that nothing but the wanted plugin is loaded. A whole plugin; ``docs/writing_a_provider.md`` goes
+    on from here::
+
+        import subprocess
+
+        from farcall_endpoint.hookspecs import hookimpl
+        from farcall_endpoint.provider import BlockState, Provider
+
+        class AtdProvider(Provider):
+            def __init__(self, config):
+                super().__init__(config)
+                self.processes = {}
+
+            def submit(self, spec):
+                process = subprocess.Popen(["sh", "-c", spec.command])
+                self.processes[str(process.pid)] = process
+                return str(process.pid)
+
+            def states(self, block_ids):
+                return {block_id: self.state(block_id) for block_id in block_ids}
+
+            def cancel(self, block_ids):
+                for block_id in self.processes.keys() & set(block_ids):
+                    self.processes[block_id].terminate()
+
+            def state(self, block_id):
+                if block_id not in self.processes:
+                    return BlockState.UNKNOWN
+                code = self.processes[block_id].poll()
+                return {None: BlockState.RUNNING, 0: BlockState.DONE}.get(code, BlockState.FAILED)
 
         @hookimpl
-        def farcall_providers() -> dict[str, type[Provider]]:
+        def farcall_providers():
             return {"atd": AtdProvider}
     """
     raise NotImplementedError

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
 from importlib import metadata
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pluggy
 
-from farcall.errors import ConfigurationError
+from farcall.errors import ConfigurationError, FarcallError
 
 from . import hookspecs
 from .config import ProviderSection
@@ -28,39 +33,31 @@ class InstalledProvider:
     name: str
     distribution: str
     version: str
+    #: Where the distribution was installed from.
+    origin: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}"
 
 
 def installed_providers() -> list[InstalledProvider]:
     """All that is installed, by name, without importing any of it."""
-    found = {
-        InstalledProvider(entry_point.name, distribution.name, distribution.version)
-        for distribution in metadata.distributions()
-        for entry_point in distribution.entry_points
-        if entry_point.group == hookspecs.GROUP
-    }
-    return sorted(found)
+    found: dict[tuple[str, str], InstalledProvider] = {}
+    for distribution in metadata.distributions():
+        for entry_point in distribution.entry_points:
+            if entry_point.group == hookspecs.GROUP:
+                key = (entry_point.name, re.sub(r"[-_.]+", "-", distribution.name).lower())
+                # A distribution may be found twice, as where its sources are; the first is the one that is imported.
+                found.setdefault(
+                    key,
+                    InstalledProvider(entry_point.name, distribution.name, distribution.version, _origin(distribution)),
+                )
+    return sorted(found.values())
 
 
 def load_provider(name: str) -> type[Provider]:
     """The class of the provider with this name. Raises ConfigurationError if there is none, or it does not load."""
-    installed = sorted({provider.name for provider in installed_providers()})
-    if name not in installed:
-        near = difflib.get_close_matches(name, installed, n=1)
-        advice = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ConfigurationError(
-            f"no installed plugin brings a provider called {name!r}; "
-            f"installed: {', '.join(installed) or 'none'}{advice}"
-        )
-    try:
-        brought = _ask_plugin(name)
-    except Exception as error:  # a stranger's code is imported here
-        raise ConfigurationError(
-            f"the plugin of provider {name!r} does not load: {type(error).__name__}: {error}"
-        ) from error
-    if name not in brought:
-        names = ", ".join(sorted(brought)) or "none"
-        raise ConfigurationError(f"the plugin {name!r} brings no provider of that name; its providers are: {names}")
-    return brought[name]
+    return _load(name, _chosen(name))
 
 
 def provider_config(section: ProviderSection) -> tuple[type[Provider], ProviderConfig]:
@@ -71,8 +68,15 @@ def provider_config(section: ProviderSection) -> tuple[type[Provider], ProviderC
 
 def build_provider(section: ProviderSection) -> Provider:
     """The provider that an endpoint's configuration asks for, ready to use."""
-    provider, options = provider_config(section)
-    return provider(options)
+    installed = _chosen(section.type)
+    provider = _load(section.type, installed)
+    options = read_options(provider, section)
+    try:
+        return provider(options)
+    except FarcallError:
+        raise
+    except Exception as error:  # a stranger's code
+        raise _broken(section.type, installed, f"cannot be used: {_told(error)}") from error
 
 
 def read_options(provider: type[Provider], section: ProviderSection) -> ProviderConfig:
@@ -83,10 +87,105 @@ def read_options(provider: type[Provider], section: ProviderSection) -> Provider
     return provider.Config(**read_fields(provider.Config, fields, section.options, section.place))
 
 
-def _ask_plugin(name: str) -> dict[str, type[Provider]]:
+# -- which one --------------------------------------------------------------------------------------------------------
+
+
+def _chosen(name: str) -> InstalledProvider:
+    installed = installed_providers()
+    found = [provider for provider in installed if provider.name == name]
+    if len(found) > 1:
+        several = " and ".join(f"{provider} (from {provider.origin})" for provider in found)
+        raise ConfigurationError(
+            f"several distributions bring a provider called {name!r}: {several}; uninstall those that are not meant"
+        )
+    if not found:
+        names = sorted({provider.name for provider in installed})
+        near = difflib.get_close_matches(name, names, n=1)
+        advice = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ConfigurationError(
+            f"no installed plugin brings a provider called {name!r}; installed: {', '.join(names) or 'none'}{advice}"
+        )
+    return found[0]
+
+
+def _origin(distribution: metadata.Distribution) -> str:
+    """Out of what the installer wrote down: https://packaging.python.org/en/latest/specifications/direct-url/."""
+    try:
+        source = json.loads(distribution.read_text("direct_url.json") or "null")
+    except ValueError:
+        source = None
+    if not isinstance(source, Mapping) or not isinstance(source.get("url"), str):
+        # What no installer has put there lies in somebody's folder.
+        return "a package index" if distribution.read_text("INSTALLER") else str(distribution.locate_file(""))
+    url = source["url"]
+    if urlsplit(url).scheme == "file":
+        url = unquote(urlsplit(url).path)
+    commit = _inner(source, "vcs_info", "commit_id")
+    is_editable = _inner(source, "dir_info", "editable") is True
+    return f"{url}{f' at {commit}' if commit else ''}{' (editable)' if is_editable else ''}"
+
+
+def _inner(source: Mapping[str, Any], section: str, key: str) -> Any:
+    inner = source.get(section)
+    return inner.get(key) if isinstance(inner, Mapping) else None
+
+
+# -- loading it -------------------------------------------------------------------------------------------------------
+
+
+def _load(name: str, installed: InstalledProvider) -> type[Provider]:
+    try:
+        brought = _ask_plugin(name)
+    # A stranger's code is imported here, and some of it ends the program when something is missing.
+    except (Exception, SystemExit) as error:
+        raise _broken(name, installed, f"does not load: {_told(error)}") from error
+    trouble = next(_troubles(name, brought), None)
+    if trouble is not None:
+        raise _broken(name, installed, trouble)
+    provider: type[Provider] = _merged(brought)[name]
+    return provider
+
+
+def _ask_plugin(name: str) -> list[Any]:
     manager = pluggy.PluginManager(hookspecs.GROUP)
     manager.add_hookspecs(hookspecs)
     manager.load_setuptools_entrypoints(hookspecs.GROUP, name=name)
     # A misspelt hook is an error, not silence.
     manager.check_pending()
-    return {key: value for brought in manager.hook.farcall_providers() for key, value in brought.items()}
+    return list(manager.hook.farcall_providers())
+
+
+def _troubles(name: str, brought: list[Any]) -> Iterator[str]:
+    """What is wrong with what a plugin has answered."""
+    if not brought:
+        yield "has no hook: a function farcall_providers, marked as @hookimpl, that names its providers"
+    for answer in brought:
+        if not isinstance(answer, Mapping):
+            yield f"does not answer farcall_providers with its providers by name, but with {answer!r}"
+    providers = _merged(brought)
+    if name not in providers:
+        names = ", ".join(sorted(map(str, providers))) or "none"
+        yield f"brings no provider of that name; its providers are: {names}"
+        return
+    provider = providers[name]
+    if not (isinstance(provider, type) and issubclass(provider, Provider)):
+        yield f"brings {provider!r}, which is no subclass of farcall_endpoint.provider.Provider"
+        return
+    missing = sorted(getattr(provider, "__abstractmethods__", ()))
+    if missing:
+        yield f"brings {provider.__name__}, which lacks {', '.join(missing)}"
+    config = provider.Config
+    if not (isinstance(config, type) and issubclass(config, ProviderConfig)):
+        yield f"brings {provider.__name__}, whose Config is no subclass of farcall_endpoint.provider.ProviderConfig"
+
+
+def _merged(brought: list[Any]) -> dict[str, Any]:
+    return {key: value for answer in brought for key, value in answer.items()}
+
+
+def _broken(name: str, installed: InstalledProvider, what: str) -> ConfigurationError:
+    return ConfigurationError(f"the plugin of provider {name!r}, {installed}, {what}")
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

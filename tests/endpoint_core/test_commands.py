@@ -538,7 +538,9 @@ def test_the_doctor_sees_an_agent_that_does_not_reach_the_broker(run: Run, servi
 def test_the_installed_providers_are_listed(run: Run) -> None:
     listed = json.loads(run("providers", "--json").stdout)
 
-    assert {"name": "local", "distribution": "farcall-provider-local", "version": "0.1.0"} in listed
+    [local] = [provider for provider in listed if provider["name"] == "local"]
+    assert (local["distribution"], local["version"]) == ("farcall-provider-local", "0.1.0")
+    assert local["origin"]
     assert "farcall-provider-local" in run("providers").stdout
 
 
