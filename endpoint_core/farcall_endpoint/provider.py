@@ -118,8 +118,9 @@ class Provider(ABC):
     #: The dataclass of its options.
     Config: ClassVar[type[ProviderConfig]] = ProviderConfig
 
-    #: Whether blocks may be on other machines than the agent; if not, all that they talk to is on 127.0.0.1.
-    needs_network: ClassVar[bool] = True
+    #: Whether blocks need an address of the agent's machine, as they may be elsewhere; if not, all that they talk to is
+    #: on 127.0.0.1, or brought there by :meth:`give_access`.
+    needs_network: bool = True
 
     #: What starts the workers on each node of a block with several, unless the administrator says: see ``blocks``.
     launcher: ClassVar[str] = "single"
@@ -161,6 +162,11 @@ class Provider(ABC):
         :class:`ProviderError`.
         """
         return None
+
+    @property
+    def access_is_lost(self) -> bool:
+        """Whether what :meth:`give_access` has given last will not work again; it is asked for anew then."""
+        return False
 
     def examine(self) -> Iterator[Finding]:
         """What can be wrong with the system or the way to it, for ``doctor``; no block is asked for."""

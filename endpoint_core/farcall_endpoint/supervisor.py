@@ -161,6 +161,8 @@ class Supervisor:
         managers = executor.managers()
         executor.poll_facade()
         self._learn(executor, managers)
+        if executor.access_is_lost:
+            return "the nodes' way to us is lost"
         statuses = executor.status_facade
         alive = [block_id for block_id, status in statuses.items() if not status.terminal]
         per_block = executor.workers_per_node * self._config.engine.managers_per_block
@@ -262,7 +264,7 @@ class Supervisor:
             breaker=self._breaker,
             roster=self._roster,
         )
-        address = engine.address or (None if self._provider.needs_network else "127.0.0.1")
+        address = engine.address if self._provider.needs_network else "127.0.0.1"
         executor = Executor(engine, blocks, self._breaker, address=address, run_dir=run_dir, watcher=self._watcher)
         executor.demand = self._engine.outstanding
         executor.start()
