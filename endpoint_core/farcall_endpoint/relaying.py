@@ -31,7 +31,8 @@ START_TIMEOUT_S = 60.0
 #: Between two attempts to have the relay back.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 
-_MOST_GREETING_BYTES = 1024 * 1024
+#: What login scripts may print before the relay does.
+_MOST_GREETING_BYTES = 64 * 1024
 
 
 class Channel(Protocol):
@@ -156,15 +157,12 @@ class Relay:
     def _greeting(self, channel: Channel) -> dict[str, Any]:
         mark = relayhost.GREETING.encode()
         printed = b""
-        while len(printed) < _MOST_GREETING_BYTES:
-            data = channel.recv(CHUNK)
-            printed += data
-            begin = printed.find(mark)
-            if begin >= 0 and b"\n" in printed[begin:]:
-                facts: dict[str, Any] = json.loads(printed[begin + len(mark) :].partition(b"\n")[0])
+        # Byte by byte: what follows the line is for the session.
+        while len(printed) < _MOST_GREETING_BYTES and (byte := channel.recv(1)):
+            printed += byte
+            if byte == b"\n" and mark in printed:
+                facts: dict[str, Any] = json.loads(printed.partition(mark)[2])
                 return facts
-            if not data:
-                break
         said = b""
         while data := channel.recv_stderr(CHUNK):
             said += data
