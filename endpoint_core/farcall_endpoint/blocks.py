@@ -107,7 +107,7 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
         access = self._provider.give_access(self._run_dir, ports)
         if access is not None:
             self._directory = access.directory
-            self._working_dir = Path(self._config.working_dir or f"{access.directory}/../tasks_working_dir")
+            self._working_dir = Path(self._config.working_dir or access.working_dir or access.directory)
         return access
 
     @property

@@ -115,7 +115,12 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
     def start(self) -> None:
         find_our_python()
         Path(self.logdir).mkdir(parents=True, exist_ok=True)
-        super().start()
+        try:
+            super().start()
+        except BaseException:
+            # Part of it may be there, such as an interchange that has no way to its nodes.
+            self.shutdown(timeout=2.0)
+            raise
         # Parsl waits for ever for an interchange that has died, and so would we.
         self.command_client.run = partial(_answer, self.command_client, self.command_client.run)
         for pipe in (self.outgoing_q.zmq_socket, self.command_client.zmq_socket):

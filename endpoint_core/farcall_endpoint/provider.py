@@ -67,12 +67,14 @@ class BlockSpec:
 class Access:
     """How the nodes of a provider reach the agent, where they do not see its files or its addresses."""
 
-    #: Where they connect to.
+    #: Where they connect to; several addresses, of which one will do, with commas between them.
     address: str
     #: What they connect to there, by the agent's port that is meant.
     ports: Mapping[int, int]
     #: The directory, as the nodes see it, that has the same files as the agent's ``run_dir`` had.
     directory: str
+    #: Where tasks run unless the administrator says; empty if that is in ``directory``.
+    working_dir: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,6 +35,9 @@ RUNS_KEPT = 5
 #: Of the files that nodes need none is large.
 _LARGEST_FILE_BYTES = 1024 * 1024
 
+#: How long we wait before asking again for a session that was refused.
+_SESSION_PAUSE_S = 0.1
+
 #: What is sent at a time.
 _PACKET_BYTES = 32 * 1024
 
@@ -46,10 +49,12 @@ _NOT_FOUND_ADVICE = (
     "set ssh.login_shell to true, or extend PATH in ssh.init]"
 )
 
-#: Makes a directory for a run, with what comes over stdin in it, and removes those of the oldest runs.
+#: Makes a directory $2 for a run in $1, with what comes over stdin in it, and removes those of the oldest runs. An
+#: agent's are named for the time; others are not for long.
 _UNPACK = (
-    'umask 077; mkdir -p "$1/$2" && cd "$1" && tar -xf - -C "$2" && ls -1d 2*/ | sort | head -n "-$3" '
-    '| while read -r old; do rm -rf "$old"; done; test -d "$1/$2"'
+    'umask 077; mkdir -p "$1/$2" && cd "$1" && tar -xf - -C "$2" || exit; '
+    'ls -1 | grep "^2" | sort | head -n "-$3" | while read -r old; do rm -rf "$old"; done; '
+    'find . -mindepth 1 -maxdepth 1 ! -name "2*" -mtime +0 -exec rm -rf {} +'
 )
 
 
@@ -91,9 +96,17 @@ class SshShell(Shell):
     def give_access(self, run_dir: Path, ports: Sequence[int]) -> Access | None:
         if self._relay is not None:
             self._relay.close()
-        directory = self._copy(run_dir)
+        # Endpoints of several machines may have one name, and share a directory there.
+        origin = hashlib.sha256(f"{platform.node()}:{run_dir.parent}".encode()).hexdigest()[:8]
+        home = f"{self._directory()}/{run_dir.parent.parent.name}-{origin}"
+        directory = f"{home}/runs/{run_dir.name}"
+        self._must(
+            ["sh", "-c", _UNPACK, "sh", f"{home}/runs", run_dir.name, str(RUNS_KEPT)],
+            f"{directory} cannot be written",
+            stdin=_packed(run_dir),
+        )
         self._relay = self._new_relay(ports)
-        return Access(",".join(self._relay.addresses), self._relay.port_map, directory)
+        return Access(",".join(self._relay.addresses), self._relay.port_map, directory, f"{home}/tasks_working_dir")
 
     @property
     def access_is_lost(self) -> bool:
@@ -117,20 +130,23 @@ class SshShell(Shell):
         return ["bash", "-l", "-c"] if self._options.login_shell else ["sh", "-c"]
 
     def _channel(self, line: str) -> paramiko.Channel:
-        transport = self._connection.transport()
-        timeout_s = self._options.connect_timeout_s
-        try:
-            channel = transport.open_session(timeout=timeout_s)
-            channel.settimeout(timeout_s)
-            channel.exec_command(line)
-        except paramiko.ChannelException as error:
-            raise SystemUnavailable(
-                f"{self.place} refuses another session on this connection ({words(error)}); "
-                "its sshd must allow ten (MaxSessions)"
-            ) from error
-        except BROKEN as error:
-            raise SystemUnavailable(f"the connection to {self.place} failed: {words(error)}") from error
-        return channel
+        deadline = time.monotonic() + self._options.connect_timeout_s
+        while True:
+            try:
+                channel = self._connection.transport().open_session(timeout=self._options.connect_timeout_s)
+                channel.settimeout(self._options.connect_timeout_s)
+                channel.exec_command(line)
+                return channel
+            except paramiko.ChannelException as error:
+                # It may count some of ours that have just ended, or allow fewer.
+                if time.monotonic() > deadline:
+                    raise SystemUnavailable(
+                        f"{self.place} refuses another session on our connection ({words(error)}); "
+                        "its sshd must allow at least two, and better ten (MaxSessions)"
+                    ) from error
+                time.sleep(_SESSION_PAUSE_S)
+            except BROKEN as error:
+                raise SystemUnavailable(f"the connection to {self.place} failed: {words(error)}") from error
 
     def _attend(self, channel: paramiko.Channel, name: str, stdin: bytes, deadline: float) -> Ran:
         """Feed a program, and drain both of its streams alike: it would wait for us if one were full."""
@@ -189,18 +205,6 @@ class SshShell(Shell):
         if ran.exit_code:
             raise ProviderError(f"the directory {wanted} on {self.place} cannot be used (ssh.directory): {ran.said}")
         return ran.stdout.strip().splitlines()[-1]
-
-    def _copy(self, run_dir: Path) -> str:
-        """Have the files of a run over there too; returns the directory there."""
-        # Endpoints of several machines may have one name, and share a directory there.
-        origin = hashlib.sha256(f"{platform.node()}:{run_dir.parent}".encode()).hexdigest()[:8]
-        directory = f"{self._directory()}/{run_dir.parent.parent.name}-{origin}"
-        self._must(
-            ["sh", "-c", _UNPACK, "sh", directory, run_dir.name, str(RUNS_KEPT)],
-            f"{directory}/{run_dir.name} cannot be written",
-            stdin=_packed(run_dir),
-        )
-        return f"{directory}/{run_dir.name}"
 
     def _new_relay(self, ports: Sequence[int]) -> Relay:
         return Relay(self._loader, ports, place=self.place, address=self._options.relay_address)
