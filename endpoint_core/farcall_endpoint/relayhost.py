@@ -36,7 +36,7 @@ def main(request: Dict[str, Any]) -> None:
         try:
             facts = _start(name, request)
         except OSError as error:
-            _say(error="the relay cannot listen: {}".format(error))
+            _say(error="it cannot listen on {}: {}".format(request["address"] or "any address", error))
             return
         plug.connect(name)
     if _peer(plug) != os.getuid():

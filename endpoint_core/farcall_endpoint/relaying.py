@@ -87,6 +87,15 @@ class Relay:
         """It will not come back. Nodes that used it are cut off, and something may have been lost on its way."""
         return self._lost.is_set()
 
+    @property
+    def pid(self) -> int:
+        """Of the relay, on the login node."""
+        return int(self._facts["pid"])
+
+    def wait_until_lost(self, timeout_s: float) -> bool:
+        """Whether it was lost within that time."""
+        return self._lost.wait(timeout_s)
+
     def close(self) -> None:
         """End the relay on the login node too."""
         self._closing.set()
