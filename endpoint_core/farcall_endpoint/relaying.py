@@ -147,7 +147,9 @@ class Relay:
         channel = self._open_channel(str(len(program)))
         try:
             channel.settimeout(START_TIMEOUT_S)
-            channel.sendall(program)
+            with suppress(OSError):
+                # If it has ended already, it has said why.
+                channel.sendall(program)
             facts = self._greeting(channel)
             channel.settimeout(None)
         except (OSError, EOFError, SSHException) as error:
