@@ -314,7 +314,9 @@ def test_an_address_that_is_not_the_login_nodes_is_named(line: Line) -> None:
 def test_what_keeps_the_program_from_starting_is_told() -> None:
     with pytest.raises(SystemUnavailable, match="does not start on the login node: python3 is not here"):
         Relay(
-            lambda argument: PairChannel(argument, before="cat > /dev/null & echo python3 is not here >&2; exit 1;"),
+            lambda argument: PairChannel(
+                argument, before='head -c "$4" > /dev/null; echo python3 is not here >&2; exit 1;'
+            ),
             [1],
             place="the login node",
         )
