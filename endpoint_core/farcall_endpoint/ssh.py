@@ -68,7 +68,8 @@ class SshShell(Shell):
         self._connection = Connection(options)
         self.place = self._connection.place
         self._channels = threading.BoundedSemaphore(MOST_CHANNELS)
-        self._relay: Relay | None = None
+        #: What was given with the last access.
+        self.relay: Relay | None = None
 
     def run(self, command: Sequence[str], *, stdin: bytes = b"", timeout_s: float) -> Ran:
         deadline = time.monotonic() + timeout_s
@@ -94,8 +95,8 @@ class SshShell(Shell):
         yield self._examined_relay()
 
     def give_access(self, run_dir: Path, ports: Sequence[int]) -> Access | None:
-        if self._relay is not None:
-            self._relay.close()
+        if self.relay is not None:
+            self.relay.close()
         # Endpoints of several machines may have one name, and share a directory there.
         origin = hashlib.sha256(f"{platform.node()}:{run_dir.parent}".encode()).hexdigest()[:8]
         home = f"{self._directory()}/{run_dir.parent.parent.name}-{origin}"
@@ -105,16 +106,16 @@ class SshShell(Shell):
             f"{directory} cannot be written",
             stdin=_packed(run_dir),
         )
-        self._relay = self._new_relay(ports)
-        return Access(",".join(self._relay.addresses), self._relay.port_map, directory, f"{home}/tasks_working_dir")
+        self.relay = self._new_relay(ports)
+        return Access(",".join(self.relay.addresses), self.relay.port_map, directory, f"{home}/tasks_working_dir")
 
     @property
     def access_is_lost(self) -> bool:
-        return self._relay is not None and self._relay.is_lost
+        return self.relay is not None and self.relay.is_lost
 
     def close(self) -> None:
-        if self._relay is not None:
-            self._relay.close()
+        if self.relay is not None:
+            self.relay.close()
         self._connection.close()
 
     # -- commands -----------------------------------------------------------------------------------------------------

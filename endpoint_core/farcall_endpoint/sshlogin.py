@@ -45,14 +45,16 @@ def log_in(hop: Hop, sock: Any, options: SshOptions, *, jumps: str) -> paramiko.
     except BROKEN as error:
         transport.close()
         if "banner" in str(error):
-            raise SystemUnavailable(
-                f"{hop.host} port {hop.port} does not speak SSH, or not within {options.connect_timeout_s:g} s"
-            ) from error
+            raise _speechless(hop, options.connect_timeout_s) from error
         raise SystemUnavailable(f"the connection to {hop.place} failed: {words(error)}") from error
     except BaseException:
         transport.close()
         raise
     return transport
+
+
+def _speechless(hop: Hop, timeout_s: float) -> SystemUnavailable:
+    return SystemUnavailable(f"{hop.host} port {hop.port} does not speak SSH, or not within {timeout_s:g} s")
 
 
 def words(error: BaseException) -> str:
@@ -70,7 +72,7 @@ def _greet(transport: paramiko.Transport, hop: Hop, timeout_s: float, jumps: str
     began = time.monotonic()
     transport.start_client(timeout=timeout_s)
     if not transport.initial_kex_done and time.monotonic() - began >= timeout_s:
-        raise SystemUnavailable(f"{hop.place} did not answer within {timeout_s:g} s")
+        raise _speechless(hop, timeout_s)
     key = transport.get_remote_server_key()
     ours = known.get(key.get_name())
     if ours is None:

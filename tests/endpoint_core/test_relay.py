@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from sshd import has_ended
 
 from farcall_endpoint import relay as relay_module
 from farcall_endpoint import relayhost
@@ -127,16 +128,6 @@ def exchanged(node: socket.socket, data: bytes) -> bytes:
         found += part
     sender.join()
     return bytes(found)
-
-
-def wait_until_gone(pid: int) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        if process.status() != psutil.STATUS_ZOMBIE:
-            with contextlib.suppress(psutil.TimeoutExpired):
-                process.wait(PATIENCE_S)
-            # Whether its parent has collected it is not ours to say.
-            assert process.status() == psutil.STATUS_ZOMBIE
 
 
 def test_what_runs_on_a_login_node_is_understood_by_an_old_python() -> None:
@@ -264,7 +255,7 @@ def test_closing_ends_the_program_on_the_login_node(line: Line, echo_port: int) 
         relay.close()
 
         assert node.recv(1) == b""
-    wait_until_gone(relay.pid)
+    assert has_ended(relay.pid)
     assert line.made[0].process.wait(PATIENCE_S) == 0
 
 
