@@ -34,8 +34,10 @@ def has_ended(pid: int, *, within_s: float = 60.0) -> bool:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
-    with open(fd, "rb") as file:
-        return bool(select.select([file], [], [], within_s)[0])
+    try:
+        return bool(select.select([fd], [], [], within_s)[0])
+    finally:
+        os.close(fd)
 
 
 def new_key(path: Path, *, kind: str = "ed25519", passphrase: str = "") -> Path:

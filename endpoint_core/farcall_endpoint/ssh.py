@@ -131,23 +131,32 @@ class SshShell(Shell):
         return ["bash", "-l", "-c"] if self._options.login_shell else ["sh", "-c"]
 
     def _channel(self, line: str) -> paramiko.Channel:
+        """A session in which this line runs."""
+        channel = self._session()
+        try:
+            channel.settimeout(self._options.connect_timeout_s)
+            channel.exec_command(line)
+        except BROKEN as error:
+            channel.close()
+            raise SystemUnavailable(f"the connection to {self.place} failed: {words(error)}") from error
+        return channel
+
+    def _session(self) -> paramiko.Channel:
         deadline = time.monotonic() + self._options.connect_timeout_s
         while True:
+            transport = self._connection.transport()
             try:
-                channel = self._connection.transport().open_session(timeout=self._options.connect_timeout_s)
-                channel.settimeout(self._options.connect_timeout_s)
-                channel.exec_command(line)
-                return channel
-            except paramiko.ChannelException as error:
+                return transport.open_session(timeout=self._options.connect_timeout_s)
+            except BROKEN as error:
+                if not transport.is_active():
+                    raise SystemUnavailable(f"the connection to {self.place} failed: {words(error)}") from error
                 # It may count some of ours that have just ended, or allow fewer.
                 if time.monotonic() > deadline:
                     raise SystemUnavailable(
                         f"{self.place} refuses another session on our connection ({words(error)}); "
                         "its sshd must allow at least two, and better ten (MaxSessions)"
                     ) from error
-                time.sleep(_SESSION_PAUSE_S)
-            except BROKEN as error:
-                raise SystemUnavailable(f"the connection to {self.place} failed: {words(error)}") from error
+            time.sleep(_SESSION_PAUSE_S)
 
     def _attend(self, channel: paramiko.Channel, name: str, stdin: bytes, deadline: float) -> Ran:
         """Feed a program, and drain both of its streams alike: it would wait for us if one were full."""
