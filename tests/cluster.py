@@ -24,6 +24,8 @@ import psutil
 from servers import _end_with_the_tests
 from sshd import PrivateSshd, missing_sshd, private_sshd
 
+from farcall_endpoint.relaying import LOADER
+
 JUMP, LOGIN, LOGIN_INSIDE, NODE = "10.91.1.1", "10.91.1.2", "10.91.2.1", "10.91.2.2"
 
 
@@ -215,6 +217,17 @@ class Cluster:
     def processes(self) -> set[int]:
         """Of all that run on its hosts."""
         return {pid for host in (self.jump_host, self.login_host, self.node) for pid in host.processes()}
+
+    def end_relays(self) -> int:
+        """Kill what runs on the login node for an agent; how many processes that were."""
+        ended = 0
+        for pid in self.login_host.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                if LOADER in process.cmdline():
+                    process.kill()
+                    ended += 1
+        return ended
 
 
 @contextmanager

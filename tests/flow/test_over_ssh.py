@@ -113,6 +113,25 @@ def test_a_lost_connection_costs_neither_tasks_nor_blocks(executor: Executor, cl
     assert len(cluster.jobs) == len(jobs)
 
 
+def test_a_login_node_that_ends_our_processes_costs_a_block_and_no_task(
+    executor: Executor, cluster: Cluster, tmp_path: Path
+) -> None:
+    begun, go_on = tmp_path / "begun", tmp_path / "go on"
+    for path in (begun, go_on):
+        os.mkfifo(path)
+    waiting = executor.submit(wait_and_tell, str(begun), str(go_on))
+    begun.read_text()
+    jobs = cluster.jobs
+
+    assert cluster.end_relays()
+    # On its second attempt, as the first was lost with its block.
+    begun.read_text()
+    go_on.write_text("again")
+
+    assert waiting.result(TIMEOUT_S)[0] == "again"
+    assert len(cluster.jobs) == len(jobs) + 1
+
+
 def test_after_stop_nothing_is_left_on_the_cluster(service: RunningService, cluster: Cluster) -> None:
     earlier = cluster.processes()
     client = Client(service_url=service.url, token=service.token)
