@@ -92,6 +92,14 @@ def test_much_comes_back_through_the_relay(executor: Executor) -> None:
     assert list(executor.map(lambda x: 2 * x, range(300), timeout=TIMEOUT_S)) == [2 * x for x in range(300)]
 
 
+def test_doctor_goes_the_whole_way_to_a_node_and_back(remote: RunningEndpoint, cluster: Cluster) -> None:
+    said = remote.run("doctor", remote.name).stdout
+
+    assert f"SSH to {cluster.login.user}@{cluster.login.host}:{cluster.login.port}" in said
+    assert "tinybatch on" in said
+    assert "reached this machine at 10.91.2.1" in said
+
+
 def test_a_lost_connection_costs_neither_tasks_nor_blocks(executor: Executor, cluster: Cluster, tmp_path: Path) -> None:
     jobs = cluster.jobs
     begun, go_on = tmp_path / "begun", tmp_path / "go on"
