@@ -1,12 +1,11 @@
 """Carries TCP connections over a pair of pipes, which may break and be replaced without a byte being lost.
 
-There is a :class:`Session` at each end: with the agent, and on the login node, where this file is sent to and Python
-3.6 has to do (see ``relayhost``). Each connection of a compute node becomes a stream; the agent's end connects it to
-one of its own ports.
+There is a :class:`Session` at each end: the agent's, and one on the login node, where Python 3.6 has to do (see
+``relayhost``). A connection of a compute node becomes a stream, and the agent's end connects it to a port of its own.
 
-A frame is a head, and for DATA as many bytes as the head says. Frames that matter are counted and kept until the other
-side says that it has them; after the pipes have been replaced, those that it has not are sent again. No side sends
-more of a stream than the other has room for (CREDIT), so that one slow connection holds up no other.
+A frame is a head, and for DATA the bytes after it. Those that matter are counted, and kept until the other side says
+that it has them; those that it has not when the pipes have been replaced are sent again. No side sends more of a stream
+than the other has room for (CREDIT), so that a slow connection holds up no other.
 """
 
 import os
@@ -18,15 +17,13 @@ import time
 from collections import deque
 from typing import Callable, Deque, Dict, List, Optional, Sequence
 
-#: Of one stream on its way, in either direction.
-WINDOW = 1024 * 1024
+from farcall_endpoint.relaystream import CHUNK, WINDOW, Stream
 
-#: Of one stream at a time, and of what waits for the pipe: more would only make small messages wait behind large ones.
-CHUNK = 64 * 1024
+#: Of what waits for the pipe: more would only make small messages wait behind large ones.
 MOST_QUEUED = 4 * CHUNK
 
 #: How often each side says that it is there; after so much silence the pipes are taken for broken.
-BEAT_S, SILENCE_S = 5.0, 20.0
+BEAT_S, SILENCE_S = 5.0, 15.0
 
 #: How long the relay waits for new pipes. Managers do not wait longer for the agent either.
 GRACE_S = 60.0
@@ -41,24 +38,6 @@ _HEAD = struct.Struct("!BIQ")
 _HELLO, _ACK, _BYE, _OPEN, _DATA, _CREDIT, _CLOSE = range(7)
 
 
-class Stream:
-    """One TCP connection, as one side of the pipes has it."""
-
-    def __init__(self, number: int, sock: socket.socket) -> None:
-        self.number = number
-        self.sock = sock
-        #: Bytes that the other side has room for.
-        self.credit = WINDOW
-        #: What has come for the connection and is not written yet.
-        self.unwritten = bytearray()
-        #: What was written since the other side was last told.
-        self.written = 0
-        #: The other side has nothing more for it.
-        self.is_ending = False
-        #: What the selector looks for.
-        self.mask = 0
-
-
 class Session:
     """All streams, and the pipes that carry them now."""
 
@@ -66,6 +45,8 @@ class Session:
         #: Where a stream that the other side opens is connected to, on this machine.
         self.ports = ports
         self.has_ended = False
+        #: The last pipes were given up because nothing came from them.
+        self.fell_silent = False
         self.selector = selectors.DefaultSelector()
         self._streams: Dict[int, Stream] = {}
         self._opened = 0
@@ -103,6 +84,7 @@ class Session:
         self._reader, self._writer, self._on_detach = reader, writer, on_detach
         self._heard = time.monotonic()
         self._next_beat = self._heard + BEAT_S
+        self.fell_silent = False
         self.selector.register(reader, selectors.EVENT_READ, self._read)
         self._put(_HEAD.pack(_HELLO, 0, self._ours))
 
@@ -127,7 +109,8 @@ class Session:
 
     def end(self) -> None:
         """Have :meth:`run` return for good, and the other side too. Any thread may call it."""
-        os.write(self._wake, b".")
+        if not self.has_ended:
+            os.write(self._wake, b".")
 
     def close(self) -> None:
         """Close every connection. The session is of no use afterwards."""
@@ -156,6 +139,7 @@ class Session:
         if not self.is_attached:
             self.has_ended = self.has_ended or now - self._detached > GRACE_S
         elif now - self._heard > SILENCE_S:
+            self.fell_silent = True
             self.detach()
         elif now >= self._next_beat:
             self._next_beat = now + BEAT_S
@@ -262,8 +246,7 @@ class Session:
             return
         stream = self._streams.get(number)
         if stream is None:
-            # We have closed it, which they did not know yet.
-            return
+            return  # We have closed it, which they did not know yet.
         if kind == _CREDIT:
             stream.credit += value
         elif kind == _DATA:
@@ -310,12 +293,10 @@ class Session:
             mask |= selectors.EVENT_READ
         if mask == stream.mask:
             return
-        if not stream.mask:
-            self.selector.register(stream.sock, mask, lambda ready: self._serve(stream, ready))
-        elif not mask:
+        if stream.mask:
             self.selector.unregister(stream.sock)
-        else:
-            self.selector.modify(stream.sock, mask, lambda ready: self._serve(stream, ready))
+        if mask:
+            self.selector.register(stream.sock, mask, lambda ready: self._serve(stream, ready))
         stream.mask = mask
 
     def _serve(self, stream: Stream, ready: int) -> None:
@@ -342,11 +323,11 @@ class Session:
 
     def _fetch(self, stream: Stream) -> None:
         data = stream.sock.recv(min(CHUNK, stream.credit))
-        if not data:
+        if data:
+            stream.credit -= len(data)
+            self._send(_HEAD.pack(_DATA, stream.number, len(data)) + data)
+        else:
             self._finish(stream)
-            return
-        stream.credit -= len(data)
-        self._send(_HEAD.pack(_DATA, stream.number, len(data)) + data)
 
     def _finish(self, stream: Stream) -> None:
         """The connection has ended here."""

@@ -16,9 +16,10 @@ from typing import Any, Protocol
 
 from paramiko.ssh_exception import SSHException
 
-from . import relay, relayhost
+from . import relay, relayhost, relaystream
 from .provider import ProviderError, SystemUnavailable
-from .relay import CHUNK, GRACE_S, Session
+from .relay import GRACE_S, SILENCE_S, Session
+from .relaystream import CHUNK
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +55,21 @@ class Relay:
     """Lets nodes that reach a login node reach ``ports`` of this machine.
 
     ``open_channel`` runs the loader with this argument on the login node, and returns the channel; it raises
-    SystemUnavailable. ``address`` is the one that the relay listens on, if not on all.
+    SystemUnavailable. ``give_up`` is called when nothing comes from there any more, to have the next channel in another
+    connection. ``address`` is the one that the relay listens on, if not on all.
     """
 
     def __init__(
-        self, open_channel: Callable[[str], Channel], ports: Sequence[int], *, place: str, address: str | None = None
+        self,
+        open_channel: Callable[[str], Channel],
+        ports: Sequence[int],
+        *,
+        place: str,
+        address: str | None = None,
+        give_up: Callable[[], None] = lambda: None,
     ) -> None:
         self._open_channel = open_channel
+        self._give_up = give_up
         self._place = place
         self._request = {"token": secrets.token_hex(16), "ports": len(ports), "address": address}
         self._ports = ports
@@ -114,6 +123,8 @@ class Relay:
                 if self._closing.is_set() or self._session.has_ended:
                     break
                 log.warning("the connection to the relay on %s was lost, connecting again", self._place)
+                if self._session.fell_silent:
+                    self._give_up()
                 channel = self._plug_in_again()
         # Whatever it is, the nodes are cut off, and that must become known.
         except Exception:
@@ -146,7 +157,7 @@ class Relay:
         program = _program({**self._request, "resume": resume})
         channel = self._open_channel(str(len(program)))
         try:
-            channel.settimeout(START_TIMEOUT_S)
+            channel.settimeout(SILENCE_S if resume else START_TIMEOUT_S)
             with suppress(OSError):
                 # If it has ended already, it has said why.
                 channel.sendall(program)
@@ -182,8 +193,8 @@ class Relay:
 
 
 def _program(request: dict[str, Any]) -> bytes:
-    """Both modules and the call of the second's ``main``, as one text."""
-    sources = [(module.__name__, inspect.getsource(module)) for module in (relay, relayhost)]
+    """The modules and the call of the last one's ``main``, as one text."""
+    sources = [(module.__name__, inspect.getsource(module)) for module in (relaystream, relay, relayhost)]
     return (
         "import sys, types\n"
         f"sys.modules[{__package__!r}] = types.ModuleType({__package__!r})\n"

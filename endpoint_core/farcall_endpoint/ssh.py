@@ -217,7 +217,13 @@ class SshShell(Shell):
         return ran.stdout.strip().splitlines()[-1]
 
     def _new_relay(self, ports: Sequence[int]) -> Relay:
-        return Relay(self._loader, ports, place=self.place, address=self._options.relay_address)
+        return Relay(
+            self._loader,
+            ports,
+            place=self.place,
+            address=self._options.relay_address,
+            give_up=self._connection.reset,
+        )
 
     def _loader(self, argument: str) -> paramiko.Channel:
         script = f"{self._options.init}\n" if self._options.init.strip() else ""

@@ -57,6 +57,11 @@ class Connection:
                 raise self._trouble
             return self._connect()
 
+    def reset(self) -> None:
+        """It is of no use any more: connect anew when it is wanted."""
+        with self._lock:
+            self._drop()
+
     def close(self) -> None:
         with self._lock:
             self._is_closed = True

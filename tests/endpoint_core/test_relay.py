@@ -18,7 +18,7 @@ import pytest
 from sshd import has_ended
 
 from farcall_endpoint import relay as relay_module
-from farcall_endpoint import relayhost
+from farcall_endpoint import relayhost, relaystream
 from farcall_endpoint.provider import ProviderError, SystemUnavailable
 from farcall_endpoint.relaying import LOADER, Relay
 
@@ -131,7 +131,7 @@ def exchanged(node: socket.socket, data: bytes) -> bytes:
 
 
 def test_what_runs_on_a_login_node_is_understood_by_an_old_python() -> None:
-    for module in (relay_module, relayhost):
+    for module in (relaystream, relay_module, relayhost):
         source = Path(module.__file__).read_text()
 
         ast.parse(source, feature_version=(3, 6))
@@ -282,6 +282,24 @@ def test_silence_is_taken_for_a_broken_line(monkeypatch: pytest.MonkeyPatch) -> 
         assert not session.is_attached
         assert not session.has_ended
     session.close()
+
+
+def test_a_line_that_has_fallen_silent_is_given_up_for_another(
+    line: Line, echo_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up = threading.Event()
+    relay = Relay(line, [echo_port], place="the login node", address="127.0.0.1", give_up=given_up.set)
+    with socket.create_connection(("127.0.0.1", relay.port_map[echo_port]), timeout=PATIENCE_S) as node:
+        assert exchanged(node, b"before") == b"before"
+
+        # Of this side only; the other says less often that it is there.
+        monkeypatch.setattr(relay_module, "SILENCE_S", 0.1)
+        assert given_up.wait(PATIENCE_S)
+        monkeypatch.setattr(relay_module, "SILENCE_S", PATIENCE_S)
+
+        assert exchanged(node, b"after") == b"after"
+    relay.close()
+    assert len(line.made) > 1
 
 
 def test_what_login_scripts_print_is_no_trouble(echo_port: int) -> None:
