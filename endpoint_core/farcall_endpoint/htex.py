@@ -172,6 +172,11 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
         """The launch command for nodes that neither reach our addresses nor see our files."""
         if self.cert_dir is None:
             raise ConfigurationError("where workers connect through a login node, engine.encrypted must be true")
+        if self.address != "127.0.0.1":
+            raise ConfigurationError(
+                f"workers connect through a login node, which brings them to 127.0.0.1 here and not to {self.address}; "
+                "leave engine.address out"
+            )
 
         def over_there(path: str) -> str:
             return f"{access.directory}/{os.path.relpath(path, self.run_dir)}"

@@ -264,7 +264,7 @@ class Supervisor:
             breaker=self._breaker,
             roster=self._roster,
         )
-        address = engine.address if self._provider.needs_network else "127.0.0.1"
+        address = engine.address or (None if self._provider.needs_network else "127.0.0.1")
         executor = Executor(engine, blocks, self._breaker, address=address, run_dir=run_dir, watcher=self._watcher)
         executor.demand = self._engine.outstanding
         executor.start()

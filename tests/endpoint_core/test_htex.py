@@ -104,7 +104,7 @@ def behind_a_login_node(tmp_path: Path) -> htex.Executor:
     executor.run_dir, executor.label, executor.worker_logdir_root = str(tmp_path), "htex", None
     executor.cert_dir = f"{tmp_path}/htex/certificates"
     executor.logconf_path = f"{tmp_path}/htex/log_config/log_config.pkl"
-    executor.worker_port = 54000
+    executor.worker_port, executor.address = 54000, "127.0.0.1"
     return executor
 
 
@@ -129,4 +129,11 @@ def test_nobody_on_a_cluster_may_reach_an_agent_that_asks_for_no_certificate(
     behind_a_login_node.cert_dir = None
 
     with pytest.raises(ConfigurationError, match="encrypted must be true"):
+        behind_a_login_node._through(Access("10.0.0.1", {54000: 1}, "/d"), htex._LAUNCH_COMMAND)
+
+
+def test_an_address_that_no_node_would_use_is_refused(behind_a_login_node: htex.Executor) -> None:
+    behind_a_login_node.address = "192.0.2.1"
+
+    with pytest.raises(ConfigurationError, match=r"leave engine\.address out"):
         behind_a_login_node._through(Access("10.0.0.1", {54000: 1}, "/d"), htex._LAUNCH_COMMAND)
