@@ -46,7 +46,7 @@ class BatchConfig(ProviderConfig):
     command_timeout_s: float = setting(
         30.0, key="cmd_timeout", minimum=1, help="Seconds that a command of the batch system may take."
     )
-    ssh: SshOptions | None = setting(  # noqa: RUF009 - what it makes is a field, as above
+    ssh: SshOptions | None = setting(  # noqa: RUF009 - the value is frozen
         None, help="Where the batch system's commands are, if not here: keys such as host and user; see docs/ssh.md."
     )
 

@@ -74,7 +74,7 @@ def read_fields(
 def _read(field: dataclasses.Field[Any], hint: Any, raw: Any, place: Place) -> Any:
     parse = field.metadata.get("parse")
     inner = next((choice for choice in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(choice)), None)
-    if inner is not None and raw is not None:
+    if parse is None and inner is not None and raw is not None:
         return _read_dataclass(inner, raw, place)
     try:
         value = parse(raw) if parse and raw is not None else convert(hint, raw)
