@@ -28,6 +28,7 @@ from .provider import (
     setting,
 )
 from .shell import NOT_FOUND, LocalShell, Ran, Shell
+from .sshoptions import SshOptions
 
 #: Of what a block printed to each of its streams, for people.
 OUTPUT_TAIL_BYTES = 4096
@@ -49,6 +50,9 @@ class BatchConfig(ProviderConfig):
     )
     command_timeout_s: float = setting(
         30.0, key="cmd_timeout", minimum=1, help="Seconds that a command of the batch system may take."
+    )
+    ssh: SshOptions | None = setting(  # noqa: RUF009 - the value is frozen
+        None, help="Where the batch system's commands are, if not here: keys such as host and user; see docs/ssh.md."
     )
 
 
@@ -105,7 +109,8 @@ class BatchProvider(Provider):
     def __init__(self, config: BatchConfig, shell: Shell | None = None) -> None:
         super().__init__(config)
         self.options = config
-        self.shell = shell or LocalShell()
+        self.shell = shell or _shell(config)
+        self.needs_network = not self.shell.gives_access
         self._access: Access | None = None
         self._lock = threading.Lock()
         self._blocks: dict[str, _Block] = {}
@@ -218,7 +223,12 @@ class BatchProvider(Provider):
         self._access = self.shell.give_access(run_dir, ports)
         return self._access
 
+    @property
+    def access_is_lost(self) -> bool:
+        return self.shell.access_is_lost
+
     def examine(self) -> Iterator[Finding]:
+        yield from self.shell.examine()
         for name, command in self.commands.items():
             yield self._examined(name, command)
 
@@ -300,6 +310,14 @@ class BatchProvider(Provider):
             return Finding(subject, False, str(error), remedy)
         said = (ran.stdout.strip() or ran.said).splitlines()
         return Finding(subject, ran.exit_code == 0, said[0] if ran.exit_code == 0 and said else ran.said, remedy)
+
+
+def _shell(config: BatchConfig) -> Shell:
+    if config.ssh is None:
+        return LocalShell()
+    from .ssh import SshShell  # late, as it brings paramiko, which most do without
+
+    return SshShell(config.ssh)
 
 
 def _streams(files: Files | None) -> tuple[str, ...]:

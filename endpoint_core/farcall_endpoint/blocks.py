@@ -17,7 +17,7 @@ from parsl.providers.base import ExecutionProvider
 from .breaker import Breaker
 from .config import EngineConfig
 from .launchers import Launcher, launch
-from .provider import BlockSpec, BlockState, Provider, SystemUnavailable
+from .provider import Access, BlockSpec, BlockState, Provider, SystemUnavailable
 from .roster import Roster
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,8 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
         self._provider = provider
         self._config = config
         self._run_dir = run_dir
+        #: The same as the nodes see it.
+        self._directory = str(run_dir)
         self._poll_period_s = poll_period_s
         self._working_dir = working_dir
         self._container = config.container
@@ -100,6 +102,18 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
         #: Whether a block may be there of which we do not know: the answer to a submit has not come.
         self.may_have_lost_one = False
 
+    def give_access(self, ports: Sequence[int]) -> Access | None:
+        """As the provider's; blocks run in a directory over there from now on."""
+        access = self._provider.give_access(self._run_dir, ports)
+        if access is not None:
+            self._directory = access.directory
+            self._working_dir = Path(self._config.working_dir or access.working_dir or access.directory)
+        return access
+
+    @property
+    def access_is_lost(self) -> bool:
+        return self._provider.access_is_lost
+
     @property
     def label(self) -> str:
         return "farcall"
@@ -109,9 +123,9 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
         return self._poll_period_s
 
     def submit(self, command: str, tasks_per_node: int, job_name: str = "farcall") -> str:
-        directory = shlex.quote(str(self._working_dir))
+        directory = _quoted_path(self._working_dir)
         if self._container is not None:
-            command = self._container.around(command, [str(self._run_dir), str(self._working_dir)])
+            command = self._container.around(command, [self._directory, str(self._working_dir)])
         launched = self._launch(command, self.nodes_per_block)
         spec = BlockSpec(
             command=f"mkdir -p {directory} && cd {directory} && {launched}",
@@ -285,3 +299,9 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
             self._statuses[block_id] = status
             if status.terminal:
                 self._untold.append(block_id)
+
+
+def _quoted_path(path: Path) -> str:
+    """For ``sh``, which knows where ``~`` is on its machine."""
+    words = str(path)
+    return '"$HOME"' + shlex.quote(words[1:]) if words.startswith("~/") else shlex.quote(words)

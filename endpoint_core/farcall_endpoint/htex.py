@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import socket
 import sys
 import time
@@ -21,13 +22,14 @@ from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from parsl.executors.high_throughput.zmq_pipes import CommandClient
 from parsl.jobs import strategy
 
-from farcall.errors import FarcallError
+from farcall.errors import ConfigurationError, FarcallError
 
 from .blocks import Blocks
 from .breaker import Breaker
 from .config import EngineConfig
 from .mpi import LAUNCHERS
 from .nodeline import NodeLine
+from .provider import Access
 from .quietlogs import QuietLogs
 from .sightings import Watcher
 from .steady import steady
@@ -113,7 +115,12 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
     def start(self) -> None:
         find_our_python()
         Path(self.logdir).mkdir(parents=True, exist_ok=True)
-        super().start()
+        try:
+            super().start()
+        except BaseException:
+            # Part of it may be there, such as an interchange that has no way to its nodes.
+            self.shutdown(timeout=2.0)
+            raise
         # Parsl waits for ever for an interchange that has died, and so would we.
         self.command_client.run = partial(_answer, self.command_client, self.command_client.run)
         for pipe in (self.outgoing_q.zmq_socket, self.command_client.zmq_socket):
@@ -154,9 +161,42 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
             silence_s=self.heartbeat_threshold,
             is_awaited=self.tasks.__contains__,
         )
-        own_options = f" --line-port={self._line.port} --walltime={self._walltime_s}"
-        self.launch_cmd = _LAUNCH_COMMAND.replace(_POOL_COMMAND, _POOL_COMMAND + own_options, 1)
+        access = self.blocks.give_access([self.worker_port, self._line.port])
+        line_port = access.ports[self._line.port] if access else self._line.port
+        own_options = f" --line-port={line_port} --walltime={self._walltime_s}"
+        command = _LAUNCH_COMMAND.replace(_POOL_COMMAND, _POOL_COMMAND + own_options, 1)
+        self.launch_cmd = self._through(access, command) if access else command
         super().initialize_scaling()
+
+    def _through(self, access: Access, command: str) -> str:
+        """The launch command for nodes that neither reach our addresses nor see our files."""
+        if self.cert_dir is None:
+            raise ConfigurationError("where workers connect through a login node, engine.encrypted must be true")
+        if self.address != "127.0.0.1":
+            raise ConfigurationError(
+                f"workers connect through a login node, which brings them to 127.0.0.1 here and not to {self.address}; "
+                "leave engine.address out"
+            )
+
+        def over_there(path: str) -> str:
+            return f"{access.directory}/{os.path.relpath(path, self.run_dir)}"
+
+        values = {
+            "addresses": access.address,
+            "worker_port": str(access.ports[self.worker_port]),
+            "cert_dir": over_there(self.cert_dir),
+            "logdir": over_there(self.logdir),
+            "logconf": over_there(self.logconf_path),
+        }
+        for name, value in values.items():
+            # What is not filled in here is filled in by Parsl.
+            command = command.replace(f"{{{name}}}", shlex.quote(value).replace("{", "{{").replace("}", "}}"))
+        return command
+
+    @property
+    def access_is_lost(self) -> bool:
+        """Whether nodes can reach us no more; what was on its way to or from them may be lost, too."""
+        return self.blocks.access_is_lost
 
     def shutdown(self, timeout: float = 10.0) -> None:
         try:

@@ -67,12 +67,14 @@ class BlockSpec:
 class Access:
     """How the nodes of a provider reach the agent, where they do not see its files or its addresses."""
 
-    #: Where they connect to.
+    #: Where they connect to; several addresses, of which one will do, with commas between them.
     address: str
     #: What they connect to there, by the agent's port that is meant.
     ports: Mapping[int, int]
     #: The directory, as the nodes see it, that has the same files as the agent's ``run_dir`` had.
     directory: str
+    #: Where tasks run unless the administrator says; empty if that is in ``directory``.
+    working_dir: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +120,9 @@ class Provider(ABC):
     #: The dataclass of its options.
     Config: ClassVar[type[ProviderConfig]] = ProviderConfig
 
-    #: Whether blocks may be on other machines than the agent; if not, all that they talk to is on 127.0.0.1.
-    needs_network: ClassVar[bool] = True
+    #: Whether blocks need an address of the agent's machine, as they may be elsewhere; if not, all that they talk to is
+    #: on 127.0.0.1, or brought there by :meth:`give_access`.
+    needs_network: bool = True
 
     #: What starts the workers on each node of a block with several, unless the administrator says: see ``blocks``.
     launcher: ClassVar[str] = "single"
@@ -161,6 +164,11 @@ class Provider(ABC):
         :class:`ProviderError`.
         """
         return None
+
+    @property
+    def access_is_lost(self) -> bool:
+        """Whether what :meth:`give_access` has given last will not work again; it is asked for anew then."""
+        return False
 
     def examine(self) -> Iterator[Finding]:
         """What can be wrong with the system or the way to it, for ``doctor``; no block is asked for."""

@@ -73,6 +73,9 @@ def read_fields(
 
 def _read(field: dataclasses.Field[Any], hint: Any, raw: Any, place: Place) -> Any:
     parse = field.metadata.get("parse")
+    inner = next((choice for choice in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(choice)), None)
+    if parse is None and inner is not None and raw is not None:
+        return _read_dataclass(inner, raw, place)
     try:
         value = parse(raw) if parse and raw is not None else convert(hint, raw)
     except ValueError as error:
@@ -81,6 +84,14 @@ def _read(field: dataclasses.Field[Any], hint: Any, raw: Any, place: Place) -> A
     if minimum is not None and value is not None and value < minimum:
         raise place.error(f"must be at least {minimum:g}, got {raw!r}")
     return value
+
+
+def _read_dataclass(owner: Any, raw: Any, place: Place) -> Any:
+    """Keys under a key."""
+    fields = dataclasses.fields(owner)
+    mapping = mapping_at(raw, place)
+    refuse_unknown_keys(mapping, map(key_of, fields), place)
+    return owner(**read_fields(owner, fields, mapping, place))
 
 
 def convert(hint: Any, raw: Any) -> Any:

@@ -8,10 +8,10 @@ import shlex
 import signal
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .provider import Access, SystemUnavailable
+from .provider import Access, Finding, SystemUnavailable
 
 #: How long writing or reading a small file may take; shared file systems can be slow.
 FILE_TIMEOUT_S = 60.0
@@ -42,6 +42,9 @@ class Shell(ABC):
     #: For sentences, such as ``this machine`` or ``alice@login.example.org``.
     place: str
 
+    #: Whether :meth:`give_access` brings nodes to ports of 127.0.0.1; if not, they need an address of this machine.
+    gives_access: bool = False
+
     @abstractmethod
     def run(self, command: Sequence[str], *, stdin: bytes = b"", timeout_s: float) -> Ran:
         """Run a program, found through PATH, to its end, with its arguments taken as they are.
@@ -65,6 +68,15 @@ class Shell(ABC):
     def give_access(self, run_dir: Path, ports: Sequence[int]) -> Access | None:
         """As a provider's :meth:`Provider.give_access`, for the nodes of the system whose commands run here."""
         return None
+
+    @property
+    def access_is_lost(self) -> bool:
+        """As a provider's :attr:`Provider.access_is_lost`."""
+        return False
+
+    def examine(self) -> Iterator[Finding]:
+        """What can be wrong with the way to the machine, for ``doctor``."""
+        return iter(())
 
     def tail(self, path: str, most_bytes: int) -> str:
         """The end of a file; empty if there is none."""

@@ -162,6 +162,8 @@ class Supervisor:
         managers = executor.managers()
         executor.poll_facade()
         self._learn(executor, managers)
+        if executor.access_is_lost:
+            return "the nodes' way to us is lost"
         statuses = executor.status_facade
         alive = [block_id for block_id, status in statuses.items() if not status.terminal]
         per_block = executor.workers_per_node * self._config.engine.managers_per_block

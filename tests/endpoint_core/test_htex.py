@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import collections
+import shlex
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +18,9 @@ from parsl.executors import HighThroughputExecutor
 from parsl.executors.high_throughput.errors import CommandClientTimeoutError
 from parsl.executors.high_throughput.zmq_pipes import CommandClient
 
+from farcall.errors import ConfigurationError
 from farcall_endpoint import htex
+from farcall_endpoint.provider import Access
 
 
 @pytest.fixture
@@ -90,3 +95,45 @@ def test_where_no_block_is_too_many_none_is_ended_also_not_one_whose_manager_has
     executor.scale_in(1, max_idletime=120.0)
 
     assert ended == [1]
+
+
+@pytest.fixture
+def behind_a_login_node(tmp_path: Path) -> htex.Executor:
+    """What an executor knows when its nodes are given access."""
+    executor = object.__new__(htex.Executor)
+    executor.run_dir, executor.label, executor.worker_logdir_root = str(tmp_path), "htex", None
+    executor.cert_dir = f"{tmp_path}/htex/certificates"
+    executor.logconf_path = f"{tmp_path}/htex/log_config/log_config.pkl"
+    executor.worker_port, executor.address = 54000, "127.0.0.1"
+    return executor
+
+
+def test_workers_behind_a_login_node_are_told_its_address_and_where_their_files_are(
+    behind_a_login_node: htex.Executor,
+) -> None:
+    access = Access("10.0.0.1,10.1.0.1", {54000: 33333}, "/scratch/it's {mine}")
+
+    command = behind_a_login_node._through(access, htex._LAUNCH_COMMAND)
+
+    words = shlex.split(command.format_map(collections.defaultdict(str)))
+    assert words[words.index("-a") + 1] == "10.0.0.1,10.1.0.1"
+    assert words[words.index("--cert_dir") + 1] == "/scratch/it's {mine}/htex/certificates"
+    for word in ("--port=33333", "--logdir=/scratch/it's {mine}/htex"):
+        assert word in words
+    assert "--logconf=/scratch/it's {mine}/htex/log_config/log_config.pkl" in words
+
+
+def test_nobody_on_a_cluster_may_reach_an_agent_that_asks_for_no_certificate(
+    behind_a_login_node: htex.Executor,
+) -> None:
+    behind_a_login_node.cert_dir = None
+
+    with pytest.raises(ConfigurationError, match="encrypted must be true"):
+        behind_a_login_node._through(Access("10.0.0.1", {54000: 1}, "/d"), htex._LAUNCH_COMMAND)
+
+
+def test_an_address_that_no_node_would_use_is_refused(behind_a_login_node: htex.Executor) -> None:
+    behind_a_login_node.address = "192.0.2.1"
+
+    with pytest.raises(ConfigurationError, match=r"leave engine\.address out"):
+        behind_a_login_node._through(Access("10.0.0.1", {54000: 1}, "/d"), htex._LAUNCH_COMMAND)
