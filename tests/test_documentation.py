@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from farcall_endpoint.loading import read_config_file
+from farcall_endpoint.plugins import provider_config
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     [
@@ -23,6 +26,12 @@ PAGES = sorted(
 def examples_of(page: Path) -> str:
     """The Python blocks of a page that are marked as examples, as one program."""
     return "\n".join(re.findall(r"<!-- example -->\n```python\n(.*?)```", page.read_text(), re.DOTALL))
+
+
+def configurations_of(page: Path) -> list[str]:
+    """The endpoints' configurations that a page shows."""
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    return [block for block in blocks if re.search(r"^engine:", block, re.MULTILINE)]
 
 
 def names_of_tests(page: Path) -> list[tuple[str, str]]:
@@ -52,6 +61,21 @@ def test_the_tests_that_a_page_names_exist(page: Path) -> None:
     missing = [f"{file}::{test}" for file, test in names_of_tests(page) if not is_there(file, test)]
 
     assert not missing
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        pytest.param(page, text, id=f"{page.relative_to(ROOT)}-{number}")
+        for page in PAGES
+        for number, text in enumerate(configurations_of(page))
+    ],
+)
+def test_a_configuration_that_a_page_shows_is_one(page: Path, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+
+    provider_config(read_config_file(path, tmp_path).provider)
 
 
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: str(page.relative_to(ROOT)))
