@@ -29,7 +29,9 @@ def examples_of(page: Path) -> str:
 
 
 def configurations_of(page: Path) -> list[str]:
-    """The endpoints' configurations that a page shows."""
+    """The endpoints' configurations that a page shows, apart from those for a plugin that is only an example."""
+    if page.is_relative_to(ROOT / "examples"):
+        return []
     blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
     return [block for block in blocks if re.search(r"^engine:", block, re.MULTILINE)]
 
