@@ -7,8 +7,8 @@ of it outlives the tests, however they end: neither the daemons nor the jobs and
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
+import pwd
 import secrets
 import shlex
 import shutil
@@ -59,6 +59,11 @@ def _missing(name: str) -> str | None:
         if shutil.which(program, path=_PATH) is None:
             return f"{program} is not installed (on Debian and Ubuntu: apt-get install {package})"
     return None
+
+
+def _user() -> str:
+    """Who runs the tests, whatever the environment says."""
+    return pwd.getpwuid(os.geteuid()).pw_name
 
 
 class _Daemon:
@@ -263,7 +268,7 @@ class PrivateSlurm:
             time.sleep(0.05)
 
     def _configure(self) -> None:
-        folder, user, host = self.folder, getpass.getuser(), socket.gethostname().partition(".")[0]
+        folder, user, host = self.folder, _user(), socket.gethostname().partition(".")[0]
         dbd, _, ctld, *nodes = self._ports
         accounting = (
             [
@@ -328,7 +333,7 @@ class PrivateSlurm:
             (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-{self._gpus - 1}]\n")
 
     def _mariadbd(self) -> _Daemon:
-        folder, user, port = self.folder, getpass.getuser(), self._ports[1]
+        folder, user, port = self.folder, _user(), self._ports[1]
         (folder / "slurmdbd.conf").write_text(
             f"AuthType=auth/munge\nAuthInfo=socket={self._socket}\nDbdHost=localhost\nDbdPort={self._ports[0]}\n"
             f"SlurmUser={user}\nPidFile={folder}/run/slurmdbd.pid\nLogFile={folder}/log/slurmdbd.log\n"
@@ -357,7 +362,7 @@ class PrivateSlurm:
                 "mariadb-install-db",
                 "--no-defaults",
                 f"--datadir={self.folder}/db",
-                f"--user={getpass.getuser()}",
+                f"--user={_user()}",
                 "--auth-root-authentication-method=normal",
                 "--skip-test-db",
             )
@@ -372,7 +377,7 @@ class PrivateSlurm:
         )
         slurmdbd.start()
         self._wait("slurmdbd", lambda: self.try_run("sacctmgr", "-n", "show", "cluster").returncode == 0)
-        user = getpass.getuser()
+        user = _user()
         for words in (
             "add cluster farcall",
             f"add account {ACCOUNT} cluster=farcall",
