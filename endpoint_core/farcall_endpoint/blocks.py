@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 #: A block that its system has not known for so long has ended.
 UNKNOWN_FOR_S = 120.0
 
+#: A block that ends so soon after its workers have connected came to nothing, unless its tasks are to blame.
+QUICK_S = 10.0
+
 #: Of what is shown of a block.
 MOST_MESSAGE_CHARACTERS = 2000
 
@@ -45,8 +48,8 @@ class Ended:
     state: str
     #: What it printed, and how it ended in the system's words.
     said: str
-    #: Whether a worker of it ever connected.
-    has_connected: bool
+    #: How long it had workers, in seconds; None if none ever connected.
+    worked_s: float | None
     #: Whether we wanted it to end.
     is_cancelled: bool
 
@@ -94,11 +97,11 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
         self._lock = threading.Lock()
         self._statuses: dict[str, JobStatus] = {}
         self._unknown_since: dict[str, float] = {}
-        self._connected: set[str] = set()
+        #: When workers of a block were first seen.
+        self._connected: dict[str, float] = {}
         self._present: Collection[str] = ()
         self._cancelled: set[str] = set()
         self._untold: list[str] = []
-        self._has_news = False
         #: Whether a block may be there of which we do not know: the answer to a submit has not come.
         self.may_have_lost_one = False
 
@@ -195,36 +198,46 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
 
     def connected(self, ever: Collection[str], present: Collection[str]) -> None:
         """Of these blocks workers have connected, and of those they are here now."""
-        new = {block_id for block_id in ever if block_id not in self._connected}
-        self._connected |= new
+        new = [block_id for block_id in ever if block_id not in self._connected]
+        self._connected.update(dict.fromkeys(new, time.monotonic()))
         self._present = present
-        self._has_news = self._has_news or bool(new)
         self._roster.connected(block_id for block_id in new if block_id in self._roster.entries)
 
-    def take_ended(self) -> list[Ended]:
+    def take_ended(self, *, has_work: bool) -> list[Ended]:
         """The blocks that have ended since this was last asked for. The breaker has been told of them.
 
-        To be asked after :meth:`connected`, and that after :meth:`status`.
+        ``has_work`` says whether tasks are with the workers: the end of a block may then be theirs. To be asked after
+        :meth:`connected`, and that after :meth:`status`.
         """
         ended = self._take_ended()
         for block in ended:
-            if not (block.has_connected or block.is_cancelled):
-                said = block.said or "(it said nothing)"
+            if block.is_cancelled:
+                continue
+            said = block.said or "(it said nothing)"
+            if block.worked_s is None:
                 self._breaker.failed(f"Block {block.block_id} ended before a worker of it had connected: {said}")
-        if self._has_news:
-            self._has_news = False
+            elif block.worked_s < QUICK_S:
+                words = f"Block {block.block_id} ended as soon as its workers had connected: {said}"
+                (self._breaker.suspected if has_work else self._breaker.failed)(words)
+        now = time.monotonic()
+        # Managers are missed only a while after their block has ended.
+        present = set(self._present).intersection(self.living)
+        if any(now - self._connected[block_id] >= QUICK_S for block_id in present):
             self._breaker.worked()
+        elif present and has_work:
+            self._breaker.promised()
         return ended
 
     def _take_ended(self) -> list[Ended]:
         untold, self._untold = self._untold, []
+        now = time.monotonic()
         with self._lock:
             return [
                 Ended(
                     block_id,
                     self._statuses[block_id].status_name,
                     self._statuses[block_id].message or "",
-                    has_connected=block_id in self._connected,
+                    worked_s=now - self._connected[block_id] if block_id in self._connected else None,
                     is_cancelled=block_id in self._cancelled or self._statuses[block_id].state == JobState.CANCELLED,
                 )
                 for block_id in untold
@@ -249,7 +262,7 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
         with self._lock:
             for job_id in job_ids:
                 self._statuses.pop(str(job_id), None)
-                self._connected.discard(str(job_id))
+                self._connected.pop(str(job_id), None)
                 self._cancelled.discard(str(job_id))
 
     def _reason(self, block_id: str, status: JobStatus) -> str:

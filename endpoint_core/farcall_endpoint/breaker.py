@@ -1,8 +1,8 @@
 """Stops the asking for blocks where none of them comes to work, and remembers it over restarts of the agent.
 
-What counts is a block that was refused, or that ended before a worker of it had connected. After each the next one
-comes later; after so many in a row none comes until somebody has looked: ``farcall-endpoint resume``, or another
-configuration. That the system cannot be asked is no failure, as no block comes of it: it is asked again for ever.
+What counts is a block that was refused, or that ended before a worker of it had connected, or just after that. After
+each the next one comes later; after so many in a row none comes until somebody has looked: ``farcall-endpoint resume``,
+or another configuration. That the system cannot be asked is no failure, as no block comes of it: it is asked for ever.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ FILE_NAME = "breaker.json"
 #: How long no block is asked for after one that failed; doubled with each.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 3.0, 300.0
 
+#: Blocks in a row that end as soon as their workers have tasks. That is for more than one task to answer for.
+MOST_SUSPECTS = 10
+
 #: Of what a failed block has said.
 MOST_CHARACTERS = 4000
 
@@ -42,6 +45,7 @@ class Breaker:
         self._fingerprint = fingerprint
         self._name = name
         self._failures = 0
+        self._suspects = 0
         self._said = ""
         self._since = 0.0
         #: Whether the file says what is known here.
@@ -93,13 +97,27 @@ class Breaker:
         self._unavailable = ""
         self._unavailable_pause_s = FIRST_PAUSE_S
 
+    def suspected(self, said: str) -> None:
+        """A block has ended as soon as its workers had tasks: one of these may be to blame, but not for ever."""
+        self._suspects += 1
+        if self._suspects >= MOST_SUSPECTS:
+            self._failures = self._most_failures - 1
+            self.failed(said)
+
+    def promised(self) -> None:
+        """Workers of a block have tasks, which is not enough where it had been given up."""
+        if not self.is_open:
+            self._reset("workers have tasks")
+
     def worked(self) -> None:
-        """A worker of a block has connected."""
-        self._reset("a worker has connected")
+        """Workers of a block have been there for a while."""
+        self._suspects = 0
+        self._reset("a block works")
 
     def look(self) -> None:
         """See whether somebody has removed the file."""
         if self._failures and self._is_kept and self._path is not None and not self._path.exists():
+            self._suspects = 0
             self._reset("somebody has said so")
 
     # -- what is said -------------------------------------------------------------------------------------------------

@@ -189,7 +189,7 @@ class Supervisor:
         executor.note_connected(managers)
         of = {manager["manager"]: executor.blocks_to_job_id.get(manager["block_id"]) for manager in managers}
         self._endings.seen({manager: block_id for manager, block_id in of.items() if block_id is not None})
-        ended = blocks.take_ended()
+        ended = blocks.take_ended(has_work=self._engine.load().calls > 0)
         self._endings.ended(ended)
         self._breaker.look()
         if any(block.block_id in self._roster.entries for block in ended):

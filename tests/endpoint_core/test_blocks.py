@@ -161,7 +161,7 @@ def test_that_no_block_could_be_asked_for_is_said_until_one_works(provider: Scri
     provider.is_down = False
     block_id = ours.submit("command", 1)
     ours.connected([block_id], [block_id])
-    ours.take_ended()
+    ours.take_ended(has_work=True)
 
     assert "No block could be asked for: no more jobs of yours" in (refused or "")
     assert breaker.trouble is None
@@ -174,15 +174,41 @@ def test_only_blocks_that_ended_by_themselves_before_a_worker_came_count_as_fail
     ours = blocks_of(provider, tmp_path, breaker=breaker)
     worked, unwanted = ours.submit("command", 1), ours.submit("command", 1)
     ours.connected([worked], [worked])
-    ours.take_ended()
+    ours.take_ended(has_work=True)
     ours.cancel([unwanted])
     provider.now.update({worked: BlockState.FAILED, unwanted: BlockState.FAILED})
     ours.status([worked, unwanted])
 
-    ended = ours.take_ended()
+    ended = ours.take_ended(has_work=True)
 
-    assert [(each.has_connected, each.is_cancelled) for each in ended] == [(True, False), (False, True)]
+    assert [(each.worked_s is not None, each.is_cancelled) for each in ended] == [(True, False), (False, True)]
     assert not breaker.is_open
+
+
+@pytest.mark.parametrize(
+    ("quick_s", "has_work", "is_failure"), [(60.0, False, True), (60.0, True, False), (0.0, False, False)]
+)
+def test_a_block_that_ends_as_soon_as_it_has_workers_has_failed_unless_its_tasks_may_be_to_blame(
+    provider: ScriptedProvider,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    quick_s: float,
+    has_work: bool,
+    is_failure: bool,
+) -> None:
+    monkeypatch.setattr(blocks, "QUICK_S", quick_s)
+    breaker = Breaker(most_failures=1)
+    ours = blocks_of(provider, tmp_path, breaker=breaker)
+    block_id = ours.submit("command", 1)
+    ours.connected([block_id], [block_id])
+    ours.take_ended(has_work=False)
+    provider.now[block_id] = BlockState.FAILED
+    ours.status([block_id])
+    ours.connected([block_id], [])
+
+    ours.take_ended(has_work=has_work)
+
+    assert breaker.is_open is is_failure
 
 
 def test_a_block_whose_workers_are_here_lives_whatever_its_system_knows(

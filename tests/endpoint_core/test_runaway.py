@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shlex
 import signal
 import socket
 import threading
@@ -359,6 +361,30 @@ def test_workers_that_cannot_start_are_tried_three_times(
 
     assert words in life.failure_of("first")
     assert counting.submits == 3
+
+
+class ShortLived(Counting):
+    """Its workers come, and their block ends."""
+
+    def submit(self, spec: BlockSpec) -> str:
+        return super().submit(dataclasses.replace(spec, command=f"timeout 3 sh -c {shlex.quote(spec.command)}"))
+
+
+def test_blocks_that_end_as_soon_as_their_workers_have_tasks_are_not_asked_for_for_ever(
+    live: Callable[..., Life], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker_module, "MOST_SUSPECTS", 4)
+    provider = ShortLived(LocalConfig())
+    life = live(provider)
+    # As many as would keep it busy for a hundred blocks.
+    life.add(*(f"task-{number}" for number in range(100)))
+
+    trouble = life.wait_for_trouble("No block is asked for any more")
+    life.end()
+    provider.close()
+
+    assert "in a row came to nothing" in trouble
+    assert provider.submits <= 2 * 4
 
 
 def test_a_walltime_that_is_too_short_for_workers_to_come_is_tried_three_times(
