@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from .jobs import ENDED, KEEPERS_SIGNALS, RUNNING, Job, Jobs
 
 #: A job that is ended has so long until it is killed.
 GRACE_S = 2.0
+
+#: How often it is looked for what it has started meanwhile.
+LOOK_AGAIN_S = 0.1
 
 
 def main(folder: Path, number: int) -> None:
@@ -39,8 +43,7 @@ def _keep(jobs: Jobs, job: Job) -> None:
             sinks[1].write(b"=>> PBS: job killed: walltime %d exceeded limit %d\n" % ((int(job.walltime_s or 0),) * 2))
             sinks[1].flush()
         if process.poll() is None:
-            _signal_session(process.pid, signal.SIGTERM)
-            _wait(process, GRACE_S, until_told=False)
+            _end(process)
         # Also what a job that has ended by itself has left.
         _signal_session(process.pid, signal.SIGKILL)
         process.wait()
@@ -81,14 +84,27 @@ def _wait(process: subprocess.Popen[bytes], timeout_s: float | None, *, until_to
     return True
 
 
-def _signal_session(session: int, number: signal.Signals) -> None:
-    """A process group is not enough: a shell may give each background job its own."""
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask all that belongs to a job to end; what it starts meanwhile is asked too, and nothing twice."""
+    deadline = time.monotonic() + GRACE_S
+    asked: set[int] = set()
+    while time.monotonic() < deadline:
+        asked |= _signal_session(process.pid, signal.SIGTERM, spared=asked)
+        if _wait(process, LOOK_AGAIN_S, until_told=False):
+            return
+
+
+def _signal_session(session: int, number: signal.Signals, spared: Collection[int] = ()) -> set[int]:
+    """A process group is not enough: a shell may give each background job its own. Returns whom it was sent to."""
+    found = set()
     for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
+        if entry.name.isdigit() and int(entry.name) not in spared:
             # One that ends while we look is of no interest.
             with contextlib.suppress(OSError):
                 if os.getsid(int(entry.name)) == session:
                     os.kill(int(entry.name), number)
+                    found.add(int(entry.name))
+    return found
 
 
 def _deliver(path: Path, wanted: str) -> None:

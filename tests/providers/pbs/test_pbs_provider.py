@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import getpass
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,7 +184,9 @@ def test_a_block_that_somebody_deletes_has_failed_and_says_who_it_was(
     pbs.delete(pbs.jobs[0])
 
     assert ended(provider, pbs, block_id) is BlockState.FAILED
-    assert f"cancelled by {getpass.getuser()}@pbshost (exit status 143)" in provider.output(block_id)
+    # A command that is asked to end just as it begins may miss that, and is killed.
+    said = rf"cancelled by {getpass.getuser()}@pbshost \(exit status (143|137)\) on pbshost"
+    assert re.search(said, provider.output(block_id))
 
 
 def test_a_block_that_somebody_deletes_while_it_waits_has_failed(
