@@ -176,6 +176,8 @@ class BatchProvider(Provider):
             *self.head(spec, files),
             *_lines(self.options.scheduler_options),
             f"trap {shlex.quote(f'echo $? > {shlex.quote(files.exit_code)}')} EXIT",
+            # A shell that this signal ends would leave the exit code of the command before, which was well.
+            "trap 'exit 143' TERM",
             *self.preparation(spec),
             spec.worker_init,
             spec.command,
@@ -247,10 +249,7 @@ class BatchProvider(Provider):
     def run(self, command: Sequence[str], *, stdin: bytes = b"") -> Ran:
         """Run a command of the system to its end, without what is :attr:`hidden` in its environment."""
         unset = [word for name in (*SECRETS, *self.hidden) for word in ("-u", name)]
-        try:
-            return self.shell.run(["env", *unset, *command], stdin=stdin, timeout_s=self.options.command_timeout_s)
-        except SystemUnavailable as error:
-            raise SystemUnavailable(f"{command[0]}: {error}") from error
+        return self.shell.run(["env", *unset, *command], stdin=stdin, timeout_s=self.options.command_timeout_s)
 
     def failure(self, command: Sequence[str], ran: Ran) -> ProviderError:
         """What to raise for a command of the system that has failed."""

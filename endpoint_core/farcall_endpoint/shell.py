@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 import signal
 import subprocess
 from abc import ABC, abstractmethod
@@ -94,6 +93,20 @@ class Shell(ABC):
             raise SystemUnavailable(f"{what} on {self.place}: {ran.said}")
 
 
+def name_of(command: Sequence[str]) -> str:
+    """The program that is meant, where ``env`` only takes variables from it.
+
+    >>> name_of(["env", "-u", "TOKEN", "squeue", "--me"]), name_of(["tail", "file"])
+    ('squeue', 'tail')
+    """
+    words = list(command)
+    if words[:1] == ["env"]:
+        words = words[1:]
+        while words[:1] == ["-u"]:
+            words = words[2:]
+    return words[0] if words else "env"
+
+
 class LocalShell(Shell):
     """This machine."""
 
@@ -121,7 +134,7 @@ class LocalShell(Shell):
                 # It, and what it has started: either could keep the pipes open.
                 os.killpg(process.pid, signal.SIGKILL)
                 raise SystemUnavailable(
-                    f"{shlex.join(command[:1])} on {self.place} did not end within {timeout_s:g} s and was killed"
+                    f"{name_of(command)} on {self.place} did not end within {timeout_s:g} s and was killed"
                 ) from None
         code = process.returncode
         return Ran(code if code >= 0 else 128 - code, stdout.decode(errors="replace"), stderr.decode(errors="replace"))

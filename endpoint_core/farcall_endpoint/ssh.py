@@ -18,7 +18,7 @@ import paramiko
 
 from .provider import Access, Finding, ProviderError, SystemUnavailable
 from .relaying import LOADER, Relay
-from .shell import FILE_TIMEOUT_S, NOT_FOUND, Ran, Shell
+from .shell import FILE_TIMEOUT_S, NOT_FOUND, Ran, Shell, name_of
 from .sshconnection import Connection
 from .sshlogin import BROKEN, words
 from .sshoptions import SshOptions
@@ -74,10 +74,12 @@ class SshShell(Shell):
     def run(self, command: Sequence[str], *, stdin: bytes = b"", timeout_s: float) -> Ran:
         deadline = time.monotonic() + timeout_s
         if not self._channels.acquire(timeout=timeout_s):
-            raise SystemUnavailable(f"{command[0]} on {self.place} was not run: {MOST_CHANNELS} other commands run")
+            raise SystemUnavailable(
+                f"{name_of(command)} on {self.place} was not run: {MOST_CHANNELS} other commands run"
+            )
         try:
             with self._channel(self._line(command, timeout_s)) as channel:
-                ran = self._attend(channel, command[0], stdin, deadline)
+                ran = self._attend(channel, name_of(command), stdin, deadline)
         finally:
             self._channels.release()
         if ran.exit_code == NOT_FOUND:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import re
 import threading
@@ -41,16 +40,12 @@ class PbsProvider(BatchProvider):
         """The commands of PBS. Raises ProviderError if there are none."""
         with self._finding:
             if self._client is None:
-                self._client = client.find(self._run, self._config.wanted_dialect, self.shell.place)
+                self._client = client.find(self.run, self._config.wanted_dialect, self.shell.place)
                 log.info("PBS on %s: %s (%s)", self.shell.place, self._client.said, self._client.dialect.value)
             return self._client
 
     def head(self, spec: BlockSpec, files: Files) -> Sequence[str]:
         return head(self._config, self.client, spec)
-
-    def script(self, spec: BlockSpec, files: Files) -> str:
-        # A shell that SIGTERM ends would leave the exit code of the command before, which was well.
-        return super().script(dataclasses.replace(spec, worker_init=f"trap 'exit 143' TERM\n{spec.worker_init}"), files)
 
     def submit_command(self, files: Files) -> Sequence[str]:
         return self.client.command("qsub", "-o", files.stdout, "-e", files.stderr, files.script)
@@ -70,7 +65,7 @@ class PbsProvider(BatchProvider):
         return self.client.command("qdel", *block_ids)
 
     def end(self, block_ids: Sequence[str]) -> None:
-        ran = self._run(self.cancel_command(block_ids))
+        ran = self.run(self.cancel_command(block_ids))
         # It ends the others, too, if one of them is gone.
         if ran.exit_code and (ran.exit_code == NOT_FOUND or words.complaints(ran)):
             raise self._failure("qdel", ran)
@@ -80,7 +75,7 @@ class PbsProvider(BatchProvider):
 
     def owned(self, owner: str) -> list[str]:
         # Of a site with ten thousand jobs, only this user's are worth more than a line.
-        ran = self._run(["sh", "-c", '"$1" -u "$(id -un)"', "sh", *self.client.command("qselect")])
+        ran = self.run(["sh", "-c", '"$1" -u "$(id -un)"', "sh", *self.client.command("qselect")])
         if ran.exit_code == NOT_FOUND:
             found = self._told([])
         elif ran.exit_code:
@@ -113,7 +108,7 @@ class PbsProvider(BatchProvider):
         # To Torque, -x means XML.
         has_history = self._has_history and self.client.dialect is Dialect.PBSPRO and bool(block_ids)
         options = ["-f", *(["-F", "json"] if has_json else []), *(["-x"] if has_history else [])]
-        ran = self._run(self.client.command("qstat", *options, *block_ids))
+        ran = self.run(self.client.command("qstat", *options, *block_ids))
         if has_json and ran.exit_code and words.is_usage(ran):
             self._has_json = False
             return self._told(block_ids)
@@ -130,9 +125,6 @@ class PbsProvider(BatchProvider):
             raise self._failure("qstat", ran)
         return found
 
-    def _run(self, command: Sequence[str]) -> Ran:
-        return self.shell.run(command, timeout_s=self.options.command_timeout_s)
-
     def _failure(self, name: str, ran: Ran) -> ProviderError:
         sentence = f"{name} on {self.shell.place} failed: {ran.said}"
         return ProviderError(sentence) if self.is_refusal(ran) else SystemUnavailable(sentence)
@@ -140,7 +132,7 @@ class PbsProvider(BatchProvider):
     # -- for doctor ---------------------------------------------------------------------------------------------------
 
     def _examined_server(self) -> Finding:
-        ran = self._run(self.client.command("qstat", "-B"))
+        ran = self.run(self.client.command("qstat", "-B"))
         lines = ran.stdout.strip().splitlines()
         said = lines[-1].split(maxsplit=1)[0] if lines and not ran.exit_code else ran.said
         return Finding("server of PBS", not ran.exit_code, said, "ask those who run PBS there")
@@ -148,7 +140,7 @@ class PbsProvider(BatchProvider):
     def _examined_queue(self) -> Finding:
         queue = str(self._config.queue)
         subject = f"queue {queue}"
-        ran = self._run(self.client.command("qstat", "-Q", "-f", queue))
+        ran = self.run(self.client.command("qstat", "-Q", "-f", queue))
         if ran.exit_code:
             return Finding(subject, False, ran.said, "`qstat -Q` lists the queues; set one of them in config.yaml")
         told = words.read_queue(ran.stdout)
