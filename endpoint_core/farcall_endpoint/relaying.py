@@ -43,7 +43,6 @@ class Channel(Protocol):
     def recv_stderr(self, nbytes: int) -> bytes: ...
     def sendall(self, s: bytes) -> None: ...
     def settimeout(self, timeout: float | None) -> None: ...
-    def shutdown_write(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -213,7 +212,7 @@ def _pumped(channel: Channel, closing: threading.Event) -> Iterator[tuple[int, i
     near.close()
     threads = [
         threading.Thread(target=_pump, args=(channel.recv, far.sendall, lambda: far.shutdown(socket.SHUT_RDWR))),
-        threading.Thread(target=_pump, args=(far.recv, channel.sendall, channel.shutdown_write)),
+        threading.Thread(target=_pump, args=(far.recv, channel.sendall, lambda: None)),
     ]
     for thread in threads:
         thread.daemon = True

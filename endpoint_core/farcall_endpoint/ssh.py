@@ -78,7 +78,7 @@ class SshShell(Shell):
                 f"{name_of(command)} on {self.place} was not run: {MOST_CHANNELS} other commands run"
             )
         try:
-            with self._channel(self._line(command, timeout_s)) as channel:
+            with self._channel(self._line(command, timeout_s, len(stdin))) as channel:
                 ran = self._attend(channel, name_of(command), stdin, deadline)
         finally:
             self._channels.release()
@@ -122,11 +122,17 @@ class SshShell(Shell):
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
-    def _line(self, command: Sequence[str], timeout_s: float) -> str:
+    def _line(self, command: Sequence[str], timeout_s: float, stdin_bytes: int) -> str:
         """What the user's shell over there is told: it may be any, so what it sees are words in single quotes."""
-        # Not `exec`: this shell turns a signal that kills the command into an exit code.
         script = f"{self._options.init}\n" if self._options.init.strip() else ""
-        script += f'timeout -s KILL {math.ceil(timeout_s) + _KILLED_AFTER_S} "$@"; exit $?'
+        # Not `exec`: this shell turns a signal that kills the command into an exit code.
+        limited = f'timeout -s KILL {math.ceil(timeout_s) + _KILLED_AFTER_S} "$@"'
+        if stdin_bytes:
+            # It knows by itself where the input ends, and waits for all of it. What paramiko sends to a channel, also
+            # that the input ends, may otherwise come after the channel's end, at which sshd ends the whole connection.
+            script += f"head -c {stdin_bytes} | {{ {limited}; code=$?; cat > /dev/null; exit $code; }}"
+        else:
+            script += f"{limited} < /dev/null; exit $?"
         return shlex.join([*self._shell(), script, "farcall", *command])
 
     def _shell(self) -> list[str]:
@@ -167,8 +173,6 @@ class SshShell(Shell):
         ready = select.poll()
         ready.register(channel.fileno(), select.POLLIN)
         try:
-            if not rest:
-                channel.shutdown_write()
             while not (channel.closed or channel.eof_received):
                 if rest and channel.send_ready():
                     rest = self._feed(channel, rest)
@@ -190,10 +194,8 @@ class SshShell(Shell):
         try:
             rest = rest[channel.send(rest[:_PACKET_BYTES].tobytes()) :]
         except OSError:
-            # It has ended without wanting all of it.
+            # It has ended, or its connection has.
             return memoryview(b"")
-        if not rest:
-            channel.shutdown_write()
         return rest
 
     def _left(self, deadline: float, name: str, *, at_most: float = math.inf) -> float:

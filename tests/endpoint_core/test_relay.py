@@ -46,14 +46,13 @@ class PairChannel:
         assert self.process.stderr is not None
         return self.process.stderr.read(nbytes)
 
-    def shutdown_write(self) -> None:
-        self._near.shutdown(socket.SHUT_WR)
-
     def cut(self) -> None:
         """The connection breaks: both sides find out by themselves."""
         self._near.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.cut()
         self._near.close()
         self.process.wait(PATIENCE_S)
         assert self.process.stderr is not None

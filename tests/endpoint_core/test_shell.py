@@ -114,6 +114,19 @@ def test_a_command_that_takes_too_long_is_killed_with_what_it_has_started(shell:
         assert reader.result(PATIENCE_S) == b""
 
 
+def test_short_commands_with_and_without_input_do_not_disturb_each_other(shell: Shell) -> None:
+    # Each is over before its input has been said to end, or taken.
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(20):
+            runs = [
+                threads.submit(shell.run, [name], stdin=b"x" * size, timeout_s=PATIENCE_S)
+                for name in ("true", "cat")
+                for size in (0, 10, 100_000, 1_000_000)
+            ]
+
+            assert [len(run.result().stdout) for run in runs] == [0, 0, 0, 0, 0, 10, 100_000, 1_000_000]
+
+
 def test_many_commands_run_at_a_time(shell: Shell) -> None:
     with ThreadPoolExecutor(25) as threads:
         runs = [threads.submit(shell.run, ["echo", str(number)], timeout_s=PATIENCE_S) for number in range(25)]
