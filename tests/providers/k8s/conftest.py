@@ -1,0 +1,67 @@
+"""One cluster with one node for the tests of this folder, and a namespace for each."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kube.cluster import Cluster, missing_kubernetes, running_cluster
+from kube.nodes import running_node
+from servers import needs
+
+import farcall_provider_k8s
+from farcall_provider_k8s import K8sConfig, K8sProvider
+
+ROLE = yaml.safe_load(Path(farcall_provider_k8s.__file__).with_name("role.yaml").read_text())
+
+
+@dataclass
+class Account:
+    """A namespace, and an account there that may do what ``role.yaml`` says and nothing else."""
+
+    cluster: Cluster
+    namespace: str
+    kubeconfig: Path
+
+    def options(self, **more: Any) -> K8sConfig:
+        """Of a provider whose pods are processes of this machine, and its users whoever runs the tests."""
+        wanted = {"image": "test", "kubeconfig": str(self.kubeconfig), "run_as_non_root": False, **more}
+        return K8sConfig(agent_address="127.0.0.1", **wanted)
+
+    def provider(self, **more: Any) -> K8sProvider:
+        return K8sProvider(self.options(**more))
+
+    def path(self, resource: str, name: str = "") -> str:
+        group = "/apis/rbac.authorization.k8s.io/v1" if resource == "roles" else "/api/v1"
+        return f"{group}/namespaces/{self.namespace}/{resource}" + (f"/{name}" if name else "")
+
+    def all(self, resource: str) -> list[dict[str, Any]]:
+        return list(self.cluster.admin.get(self.path(resource))["items"])
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    needs("kubernetes", missing_kubernetes)
+    with running_cluster(tmp_path_factory.mktemp("kubernetes")) as cluster, running_node(cluster):
+        yield cluster
+
+
+@pytest.fixture
+def account(cluster: Cluster, tmp_path: Path) -> Iterator[Account]:
+    namespace = cluster.namespace(f"test-{uuid.uuid4().hex[:8]}")
+    token = cluster.account(namespace, "agent")
+    account = Account(cluster, namespace, cluster.kubeconfig(tmp_path / "kubeconfig", token, namespace))
+    cluster.admin.post(account.path("roles"), ROLE)
+    binding = {
+        "metadata": {"name": "farcall-agent"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "farcall-agent"},
+        "subjects": [{"kind": "ServiceAccount", "name": "agent", "namespace": namespace}],
+    }
+    cluster.admin.post(account.path("roles").replace("roles", "rolebindings"), binding)
+    yield account
+    cluster.drop_namespace(namespace)
