@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from kube.nodes import running_node
 from servers import needs
 
 import farcall_provider_k8s
+from farcall_endpoint.provider import BlockState, Provider
 from farcall_provider_k8s import K8sConfig, K8sProvider
 
 ROLE = yaml.safe_load(Path(farcall_provider_k8s.__file__).with_name("role.yaml").read_text())
@@ -65,3 +67,38 @@ def account(cluster: Cluster, tmp_path: Path) -> Iterator[Account]:
     cluster.admin.post(account.path("roles").replace("roles", "rolebindings"), binding)
     yield account
     cluster.drop_namespace(namespace)
+
+
+@pytest.fixture
+def provider(account: Account) -> Iterator[K8sProvider]:
+    provider = account.provider()
+    yield provider
+    provider.close()
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """What an agent gives its nodes, and what it keeps."""
+    folder = tmp_path / "run"
+    (folder / "htex" / "certificates").mkdir(parents=True)
+    (folder / "secret").write_text("for pods only\n")
+    for name in ("client.key_secret", "server.key", "server.key_secret"):
+        (folder / "htex" / "certificates" / name).write_text(f"this is {name}\n")
+    (folder / "htex" / "interchange.log").write_text("said\n")
+    return folder
+
+
+@pytest.fixture
+def ended() -> Callable[[Provider, str], BlockState]:
+    """The state of a block once it has ended; a provider can only be asked."""
+
+    def wait(
+        provider: Provider, block_id: str, wanted: Callable[[BlockState], bool] = lambda s: s.has_ended
+    ) -> BlockState:
+        deadline = time.monotonic() + 60
+        while not wanted(state := provider.states([block_id])[block_id]):
+            assert time.monotonic() < deadline, f"{block_id} is {state}: {provider.reason(block_id)}"
+            time.sleep(0.02)
+        return state
+
+    return wait
