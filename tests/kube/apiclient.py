@@ -51,11 +51,12 @@ class ApiClient:
             self.delete(path, body)
 
     def events(self, path: str, closing: threading.Event, **query: Any) -> Iterator[Object]:
-        """What there is, and what happens to it, until closed; each as the API server tells of it."""
+        """What there is, then LISTED, and what happens to it, until closed; each as the API server tells of it."""
         while not closing.is_set():
             listed = self.get(path, **query)
             for item in listed["items"]:
                 yield {"type": "ADDED", "object": item}
+            yield {"type": "LISTED"}
             # Short, so that the thread looks up now and then.
             more = {"watch": "true", "timeoutSeconds": 1, "resourceVersion": listed["metadata"]["resourceVersion"]}
             while not closing.is_set():

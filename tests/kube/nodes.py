@@ -109,7 +109,7 @@ class Node:
             try:
                 events = self._api.events("/api/v1/pods", self._closing, fieldSelector=f"spec.nodeName={self.name}")
                 for event in events:
-                    if not self._silent.is_set():
+                    if event["type"] != "LISTED" and not self._silent.is_set():
                         self._hear(event["type"], event["object"])
             except (ApiAnswer, HTTPError) as error:
                 # The tests may have stopped the API server for a while.

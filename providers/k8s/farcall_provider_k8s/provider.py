@@ -44,6 +44,10 @@ REMEMBERED = 50
 _POD_NAME, _POD_UID, _POD_NAMESPACE = "FARCALL_POD_NAME", "FARCALL_POD_UID", "FARCALL_POD_NAMESPACE"
 
 
+#: A misspelt field of a patch is an error; clusters before 1.25 do not know that it can be, and drop the field.
+_STRICTLY = {"fieldValidation": "Strict"}
+
+
 @dataclass
 class _Block:
     """What is remembered of a block beside what the cluster tells."""
@@ -69,7 +73,7 @@ class K8sProvider(Provider):
         # What may not be is said at the start, and not at the first block.
         pod_for(BlockSpec(command="", name="", run_dir=Path()), config, name="", namespace="")
         self._api = Api(config)
-        self._pods = Pods(self._api)
+        self._pods = Pods(self._api, self._heard)
         self._given: Given | None = None
         self._lock = threading.Lock()
         self._blocks: dict[str, _Block] = {}
@@ -91,9 +95,14 @@ class K8sProvider(Provider):
             agent_pod=self._agent_pod(),
             secret=(name, given.items) if given else None,
         )
-        made = self._create(pod)
         with self._lock:
             self._blocks[name] = _Block()
+        try:
+            made = self._create(pod)
+        except ProviderError:
+            with self._lock:
+                del self._blocks[name]
+            raise
         self._pods.note(made)
         if given:
             self._give(given, made)
@@ -189,19 +198,31 @@ class K8sProvider(Provider):
             self._delete_if_possible(block_id, seen)
         return said.state
 
-    def _judged(self, block: _Block, seen: Seen) -> Said:
+    def _heard(self, block_id: str) -> None:
+        """Take note of what may be gone when the state is asked for: what was wrong before it was tried again."""
+        seen = self._pods.get(block_id)
+        with self._lock:
+            block = self._blocks.get(block_id)
+            if block is not None and seen is not None:
+                self._read(block, seen)
+
+    def _read(self, block: _Block, seen: Seen) -> Said:
         said = read(seen.pod, now=time.time())
         if said.is_failing:
             block.failure = max(block.failure, said.words, key=len)
-            now = time.monotonic()
-            block.failing_since = block.failing_since or now
-            if now - block.failing_since > self.options.start_patience_s:
+            block.failing_since = block.failing_since or time.monotonic()
+        elif said.state is not BlockState.PENDING:
+            block.failing_since = None
+        return said
+
+    def _judged(self, block: _Block, seen: Seen) -> Said:
+        said = self._read(block, seen)
+        if said.is_failing and block.failing_since is not None:
+            if time.monotonic() - block.failing_since > self.options.start_patience_s:
                 words = f"given up after {self.options.start_patience_s:g} s: {block.failure}"
                 said = Said(BlockState.FAILED, words, log_of=said.log_of)
             else:
                 said = Said(said.state, block.failure, is_failing=True, log_of=said.log_of)
-        elif said.state is not BlockState.PENDING:
-            block.failing_since = None
         if seen.is_gone and not said.state.has_ended:
             words = "the pod was deleted, and not by this agent"
             said = Said(BlockState.FAILED, f"{words}; it was {said.state.value} {said.words}".rstrip())
@@ -227,7 +248,7 @@ class K8sProvider(Provider):
     def _create(self, pod: dict[str, object]) -> dict[str, object]:
         doing = f"create the pod of a block (image {self.options.image})"
         try:
-            return self._api.request("POST", "pods", pod, doing=doing)
+            return self._api.request("POST", "pods", pod, doing=doing, query=_STRICTLY)
         except SystemUnavailable as error:
             # It may have been made all the same; whoever cares for this owner's pods will find it.
             log.debug("the pod was perhaps made: %s", error)
@@ -291,7 +312,7 @@ class K8sProvider(Provider):
         """Have the API server look at a pod without making it."""
         spec = BlockSpec(command="exit 0", name="farcall.doctor", run_dir=Path())
         pod = pod_for(spec, self.options, name=name_for(spec), namespace=self._api.namespace)
-        subject, query = "a pod", {"dryRun": "All"}
+        subject, query = "a pod", {"dryRun": "All", **_STRICTLY}
         try:
             self._api.request("POST", "pods", pod, doing="take the pod of a block", query=query)
         except ProviderError as error:

@@ -113,17 +113,19 @@ class Pods:
     def _run(self) -> None:
         failures = 0
         while not self._closing.is_set():
+            owners = self._owners
             try:
-                self._listen()
+                self._listen(owners)
                 failures = 0
             except (ProviderError, OSError, urllib3.exceptions.HTTPError, ValueError) as error:
-                failures += 1
-                self._fail(error)
-                self._closing.wait(_PAUSES_S[min(failures, len(_PAUSES_S) - 1)])
+                # Otherwise it was us who broke off.
+                if owners == self._owners and not self._closing.is_set():
+                    self._fail(error, is_new=failures == 0)
+                    self._closing.wait(_PAUSES_S[min(failures, len(_PAUSES_S) - 1)])
+                    failures += 1
 
-    def _listen(self) -> None:
+    def _listen(self, owners: tuple[str, ...]) -> None:
         """List the pods and hear of them until that breaks off."""
-        owners = self._owners
         selector = f"{MANAGED_BY}={OURS},{OWNER} in ({','.join(owners)})"
         version = self._list(selector)
         while not self._closing.is_set() and owners == self._owners:
@@ -211,9 +213,7 @@ class Pods:
                 seen.pod, seen.is_gone = pod, is_gone
         self._on_change(name)
 
-    def _fail(self, error: Exception) -> None:
-        if self._closing.is_set():
-            return
+    def _fail(self, error: Exception, *, is_new: bool) -> None:
         if not isinstance(error, ProviderError):
             error = SystemUnavailable(f"the API server at {self._api.place} broke off: {error}")
         if isinstance(error, SystemUnavailable):
@@ -221,8 +221,8 @@ class Pods:
         else:
             log.warning("%s", error)
         with self._changed:
-            # What breaks off may be back at once; then nobody needs to be told.
-            if not isinstance(error, SystemUnavailable) or self._told_of is None:
+            # What breaks off is mostly back at once, and nobody needs to be told.
+            if not (is_new and isinstance(error, SystemUnavailable)):
                 self._trouble = error
             self._told_of = None
             self._changed.notify_all()
