@@ -116,7 +116,8 @@ def _pod(spec: BlockSpec, config: K8sConfig, secret: tuple[str, Sequence[Mapping
 
 
 def _container(spec: BlockSpec, config: K8sConfig, is_given_files: bool) -> dict[str, Any]:
-    prelude = f"mkdir -p {RUN_DIR} && cp -RL {GIVEN}/files/. {RUN_DIR} || exit\n" if is_given_files else ""
+    copying = f" && cp -RL {GIVEN}/files/. {RUN_DIR}" if is_given_files else ""
+    prelude = f"mkdir -p {RUN_DIR}{copying} || exit\n"
     script = _SCRIPT.format(prelude=prelude, worker_init=spec.worker_init, command=spec.command)
     mounts = [_mount(volume) for volume in _volumes(config, ("", ()) if is_given_files else None)]
     return _without_nothing(

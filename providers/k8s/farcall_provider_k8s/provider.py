@@ -143,7 +143,8 @@ class K8sProvider(Provider):
         return [name for name in names if not self._look(name).has_ended]
 
     def give_access(self, run_dir: Path, ports: Sequence[int]) -> Access | None:
-        self._given = Given.of(run_dir)
+        given = Given.of(run_dir)
+        self._given = given if given.items else None
         address = self.options.agent_address or address_for_pods(self._api)
         return Access(address, {port: port for port in ports}, RUN_DIR)
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from kube.cluster import Cluster, missing_kubernetes, running_cluster
 from kube.nodes import running_node
+from running import BIN
 from servers import needs
 
 import farcall_provider_k8s
@@ -49,7 +50,7 @@ class Account:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     needs("kubernetes", missing_kubernetes)
-    with running_cluster(tmp_path_factory.mktemp("kubernetes")) as cluster, running_node(cluster):
+    with running_cluster(tmp_path_factory.mktemp("kubernetes")) as cluster, running_node(cluster, path=str(BIN)):
         yield cluster
 
 
