@@ -201,6 +201,7 @@ class Node:
     def start_container(self, pod: Object, container: Object, folder: Path) -> subprocess.Popen[bytes]:
         """Raises ApiAnswer or NotYet while something is missing that it needs."""
         environment = self._contents.environment(pod, container)
+        environment |= {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(self._cluster.port)}
         if self._path:
             environment["PATH"] = f"{self._path}:{environment['PATH']}"
         volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes") or ()}

@@ -40,6 +40,13 @@ class Contents:
             "HOSTNAME": pod["metadata"]["name"],
             "HOME": "/",
         }
+        for source in container.get("envFrom") or ():
+            if "secretRef" in source:
+                secret = self._secret(pod, source["secretRef"]["name"])
+                found |= {name: value.decode() for name, value in secret.items()}
+            else:
+                values = self._config_map(pod, source["configMapRef"]["name"])
+                found |= {name: value.decode() for name, value in values.items()}
         for each in container.get("env") or ():
             found[each["name"]] = self._value(pod, each)
         return found
