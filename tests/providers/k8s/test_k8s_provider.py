@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,45 @@ from kube.podlife import Images
 
 from farcall_endpoint.provider import Access, BlockSpec, BlockState, Provider, ProviderError, SystemUnavailable
 from farcall_endpoint.testing import ProviderContract
-from farcall_provider_k8s import K8sProvider
+from farcall_provider_k8s import K8sProvider, watching
 
 
 class TestK8sProvider(ProviderContract):
     @pytest.fixture(autouse=True)
-    def _account(self, account: Any) -> None:
+    def _account(self, account: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.account = account
+        monkeypatch.setattr(watching, "_PAUSES_S", (0.0, 0.05))
 
     def make_provider(self) -> Provider:
-        provider: Provider = self.account.provider()
-        return provider
+        self.made: K8sProvider = self.account.provider()
+        return self.made
+
+    def impossible_spec(self, run_dir: Path) -> BlockSpec:
+        return dataclasses.replace(self.spec(run_dir, "exit 0"), walltime_s=-1)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        node = "/api/v1/nodes/node-1"
+        self.account.cluster.admin.patch(node, {"spec": {"unschedulable": True}})
+        try:
+            yield
+        finally:
+            self.account.cluster.admin.patch(node, {"spec": {"unschedulable": None}})
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        cluster = self.account.cluster
+        cluster.api_server.kill()
+        try:
+            yield
+        finally:
+            cluster.api_server.start()
+            cluster.wait_until_ready()
+        # It tries again by and by.
+        while True:
+            with suppress(SystemUnavailable):
+                self.made._pods.follow("")
+                break
 
 
 def spec(command: str = "exit 0", **more: Any) -> BlockSpec:
@@ -195,7 +225,7 @@ def test_a_block_reads_what_it_is_given_from_a_secret_that_ends_with_it(
     account: Any, provider: Provider, run_dir: Path, ended: Any
 ) -> None:
     access = provider.give_access(run_dir, [54000, 54001])
-    assert access == Access("127.0.0.1", {54000: 54000, 54001: 54001}, "/farcall/run")
+    assert access == Access("127.0.0.1", {54000: 54000, 54001: 54001}, "/farcall/run", "/farcall/tasks")
 
     block_id = provider.submit(
         spec(f"cat {access.directory}/htex/certificates/client.key_secret; find /farcall; touch {access.directory}/x")
@@ -204,7 +234,8 @@ def test_a_block_reads_what_it_is_given_from_a_secret_that_ends_with_it(
     assert ended(provider, block_id) is BlockState.DONE
     printed = provider.output(block_id)
     assert "this is client.key_secret" in printed
-    assert "server.key_secret" not in printed
+    assert "/farcall/run/htex/certificates/server.key" in printed
+    assert "interchange.log" not in printed
     assert [each["metadata"]["name"] for each in account.all("secrets") if each["type"] == "Opaque"] == [block_id]
     account.cluster.admin.delete(account.path("pods", block_id))
     until_gone(account, "secrets", block_id)

@@ -246,12 +246,13 @@ def test_a_patch_is_merged_as_kubernetes_would() -> None:
     }
 
 
-def test_the_servers_secret_key_stays_with_the_agent(run_dir: Path) -> None:
+def test_blocks_are_given_certificates_and_no_logs(run_dir: Path) -> None:
     given = [item["path"] for item in Given.of(run_dir).items]
 
     assert given == [
         "files/htex/certificates/client.key_secret",
         "files/htex/certificates/server.key",
+        "files/htex/certificates/server.key_secret",
         "files/secret",
     ]
 
