@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 GLOBUS := tests/globus/requirements.txt
 OLD_CLIENTS := $(addprefix .venv-old/,funcx-2.4.0 globus-compute-2.0.0 globus-compute-3.0.0)
-PROVIDERS := local pbs slurm
+PROVIDERS := k8s local pbs slurm
 DISTRIBUTIONS := -e ".[dev]" -e "webservice[postgres]" -e endpoint_core $(PROVIDERS:%=-e providers/%)
 TEST_WORKERS ?= 4
 PACKAGES := sdk/farcall webservice/farcall_webservice endpoint_core/farcall_endpoint \

@@ -33,6 +33,8 @@ def group(node_id: str) -> str:
     if path.startswith("tests/globus/") and path not in LONG:
         theirs = path.endswith("test_their_endpoint.py") or "theirs" in parameters
         return f"globus with {'their' if theirs else 'our'} endpoint"
+    if path.startswith("tests/providers/k8s/"):
+        return "a Kubernetes cluster"
     if path.startswith("tests/flow/") and "larger" in parameters:
         return "flow on a larger service"
     if (path.startswith("tests/flow/") and "embedded" in parameters) or path == "tests/test_documentation.py":

@@ -114,6 +114,11 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
         return access
 
     @property
+    def needs_network(self) -> bool:
+        """As the provider's."""
+        return self._provider.needs_network
+
+    @property
     def access_is_lost(self) -> bool:
         return self._provider.access_is_lost
 

@@ -171,8 +171,8 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl brings no
     def _through(self, access: Access, command: str) -> str:
         """The launch command for nodes that neither reach our addresses nor see our files."""
         if self.cert_dir is None:
-            raise ConfigurationError("where workers connect through a login node, engine.encrypted must be true")
-        if self.address != "127.0.0.1":
+            raise ConfigurationError("where workers connect as their provider says, engine.encrypted must be true")
+        if not self.blocks.needs_network and self.address != "127.0.0.1":
             raise ConfigurationError(
                 f"workers connect through a login node, which brings them to 127.0.0.1 here and not to {self.address}; "
                 "leave engine.address out"
