@@ -163,14 +163,14 @@ class Relay:
             facts = self._greeting(channel)
             channel.settimeout(None)
         except (OSError, EOFError, SSHException) as error:
-            channel.close()
+            _close(channel)
             said = str(error) or "it takes too long"
             raise SystemUnavailable(f"the relay on {self._place} does not answer: {said}") from error
         except ProviderError:
-            channel.close()
+            _close(channel)
             raise
         if "error" in facts:
-            channel.close()
+            _close(channel)
             kind = RelayGone if resume else ProviderError
             raise kind(f"the relay on {self._place}: {facts['error']}")
         return channel, facts
@@ -224,10 +224,15 @@ def _pumped(channel: Channel, closing: threading.Event) -> Iterator[tuple[int, i
             # The farewell is still on its way; the relay ends the channel when it has heard it.
             for thread in reversed(threads):
                 thread.join(_LONGEST_PAUSE_S)
-        channel.close()
+        _close(channel)
         for thread in threads:
             thread.join(_LONGEST_PAUSE_S)
         far.close()
+
+
+def _close(channel: Channel) -> None:
+    with suppress(OSError, EOFError, SSHException):
+        channel.close()
 
 
 def _pump(receive: Callable[[int], bytes], send: Callable[[bytes], object], end: Callable[[], object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import math
@@ -78,8 +79,11 @@ class SshShell(Shell):
                 f"{name_of(command)} on {self.place} was not run: {MOST_CHANNELS} other commands run"
             )
         try:
-            with self._channel(self._line(command, timeout_s, len(stdin))) as channel:
+            channel = self._channel(self._line(command, timeout_s, len(stdin)))
+            try:
                 ran = self._attend(channel, name_of(command), stdin, deadline)
+            finally:
+                _close(channel)
         finally:
             self._channels.release()
         if ran.exit_code == NOT_FOUND:
@@ -145,7 +149,7 @@ class SshShell(Shell):
             channel.settimeout(self._options.connect_timeout_s)
             channel.exec_command(line)
         except BROKEN as error:
-            channel.close()
+            _close(channel)
             raise SystemUnavailable(f"the connection to {self.place} failed: {words(error)}") from error
         return channel
 
@@ -253,6 +257,12 @@ class SshShell(Shell):
             return Finding(subject, True, f"possible; nodes would connect to {' or '.join(relay.addresses)}")
         finally:
             relay.close()
+
+
+def _close(channel: paramiko.Channel) -> None:
+    # It says so to the other side, which may not be there any more.
+    with contextlib.suppress(*BROKEN):
+        channel.close()
 
 
 def _drain(channel: paramiko.Channel, stdout: bytearray, stderr: bytearray) -> None:

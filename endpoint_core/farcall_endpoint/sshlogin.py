@@ -27,6 +27,10 @@ BROKEN = (paramiko.SSHException, OSError, EOFError)
 _WINDOW = 4 * 1024 * 1024
 
 
+#: So many bytes, or packets, go through no connection.
+_NEVER = 2**62
+
+
 class ConnectionRefused(SystemUnavailable):
     """The host, or we, want no connection: trying again will not help until somebody changes something."""
 
@@ -38,6 +42,9 @@ def log_in(hop: Hop, sock: Any, options: SshOptions, *, jumps: str) -> paramiko.
     """
     transport = paramiko.Transport(sock, default_window_size=_WINDOW)
     transport.banner_timeout = transport.auth_timeout = options.connect_timeout_s
+    # New keys are for the server to ask for, as OpenSSH does: where paramiko asks and a channel's end comes before
+    # the answer, its thread waits for itself (paramiko's issue 822).
+    transport.packetizer.REKEY_BYTES = transport.packetizer.REKEY_PACKETS = _NEVER
     try:
         _greet(transport, hop, options.connect_timeout_s, jumps)
         _authenticate(transport, hop, options)

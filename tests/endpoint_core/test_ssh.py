@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import paramiko
 import pytest
 from servers import needs
 from sshd import PrivateSshd, has_ended, missing_sshd, private_sshd
@@ -166,6 +167,24 @@ def test_a_server_that_allows_two_sessions_has_the_others_wait(tmp_path: Path) -
 
         shell.close()
     assert printed == [f"{number}\n" for number in range(6)]
+
+
+@pytest.mark.parametrize("limit", ["1M", "default"])
+def test_new_keys_are_for_the_server_to_ask_for(tmp_path: Path, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("ssh", missing_sshd)
+    # As if so much had been sent that paramiko would ask.
+    monkeypatch.setattr(paramiko.packet.Packetizer, "REKEY_BYTES", 2**20)
+    with private_sshd(tmp_path / "sshd", settings={"RekeyLimit": limit, "LogLevel": "DEBUG1"}) as sshd:
+        shell = SshShell(SshOptions(**sshd.options))
+
+        with ThreadPoolExecutor(6) as threads:
+            runs = [threads.submit(shell.run, ["cat"], stdin=b"x" * 300_000, timeout_s=PATIENCE_S) for _ in range(30)]
+            lengths = {len(run.result().stdout) for run in runs}
+
+        shell.close()
+    assert lengths == {300_000}
+    exchanges = sshd.log.read_text().count("SSH2_MSG_KEXINIT sent")
+    assert exchanges == 1 if limit == "default" else exchanges > 1
 
 
 # -- the way of the nodes ---------------------------------------------------------------------------------------------
