@@ -12,6 +12,7 @@ import amqp
 import redis
 from kombu import Connection
 
+from . import strays
 from .addresses import Addresses
 
 log = logging.getLogger(__name__)
@@ -117,8 +118,10 @@ def _is_absence(error: Exception) -> bool:
 def connection_to(url: str) -> Connection:
     """A connection that is opened at its first use."""
     # With AMQP a publish returns when the broker has confirmed it.
-    options = _REDIS_OPTIONS if url.startswith(("redis", "valkey")) else {"confirm_publish": True}
-    return Connection(url, transport_options=options, connect_timeout=10, heartbeat=HEARTBEAT_S)
+    is_valkey = url.startswith("redis")
+    transport = strays.Transport if is_valkey else None
+    options = _REDIS_OPTIONS if is_valkey else {"confirm_publish": True}
+    return Connection(url, transport=transport, transport_options=options, connect_timeout=10, heartbeat=HEARTBEAT_S)
 
 
 def _close(connection: Connection) -> None:

@@ -20,6 +20,7 @@ from farcall.serialize import PureSourceTextInspect, serialize
 from farcall.wire import (
     BatchedTask,
     Command,
+    DeadLetter,
     FunctionCode,
     Message,
     Output,
@@ -52,6 +53,7 @@ class StandIn:
         self.cancelled: list[str] = []
         self.confirmed: list[str] = []
         self.printed: list[Output] = []
+        self.letters: list[DeadLetter] = []
         self.endpoint_id = "3e0a4d5c-0b4b-4b4c-8e5a-000000000001"
         self.results: dict[str, Result] = {}
         self.deliveries: list[str] = []
@@ -172,6 +174,8 @@ class StandIn:
                 self.reports.append(decoded)
             elif isinstance(decoded, OutputBatch):
                 self.printed += decoded.pieces
+            elif isinstance(decoded, DeadLetter):
+                self.letters.append(decoded)
             self._news.notify_all()
 
     def _answer(self) -> dict[str, Any]:

@@ -154,6 +154,28 @@ def test_what_cannot_be_read_is_set_aside_and_handed_to_the_service(
     assert letter.reason in caplog.text
 
 
+def test_what_was_pushed_into_a_list_of_valkey_is_handed_to_the_service_and_tasks_behind_it_come(stand_in: Any) -> None:
+    taken: queue.Queue[TaskBatch] = queue.Queue()
+    addresses = Addresses.of(stand_in._answer())
+    with line.connection_to(stand_in.broker_url) as connection:
+        connection.default_channel.client.lpush(addresses.task_queue, b"\xffgarbage")
+    with Connection(stand_in.broker_url) as connection:
+        Producer(connection.channel()).publish(
+            encode(batch_of("a")), exchange="", routing_key=addresses.task_queue, content_encoding="binary"
+        )
+
+    inbox = Inbox(addresses, on_tasks=taken.put, on_command=print, on_unreachable=lambda: None)
+    inbox.start()
+    stand_in.wait_for(lambda: stand_in.letters)
+    batch = taken.get(timeout=PATIENCE_S)
+    inbox.stop()
+    inbox.join()
+
+    (letter,) = stand_in.letters
+    assert (letter.queue, letter.body) == (addresses.task_queue, b"\xffgarbage")
+    assert [task.task_id for task in batch.tasks] == ["a"]
+
+
 def test_of_a_large_message_that_cannot_be_read_only_the_beginning_is_handed_on(inboxes: Inboxes) -> None:
     inboxes.start()
 

@@ -52,6 +52,28 @@ def test_a_message_that_makes_no_sense_is_set_aside_with_the_reason(loop: Loop, 
     assert letter.time
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b"garbage", b"\xff\xfe", b"{}", b"[1]", b'{"body": "x"}', b'{"body": "?", "properties": {"delivery_tag": "t"}}'],
+)
+@pytest.mark.parametrize("queue", [queues.RESULTS, queues.HEARTBEATS])
+def test_what_was_pushed_into_a_list_of_valkey_is_set_aside_and_what_follows_is_read(
+    loop: Loop, queue: Queue, body: bytes
+) -> None:
+    if queues.speaks_amqp(loop.broker_url):
+        pytest.skip("RabbitMQ has no lists")
+    endpoint_id = loop.add_endpoint(accepts=["task_batch"])
+    (task_id,) = loop.submit(endpoint_id).tasks[FUNCTION]
+    with queues.connect(loop.broker_url) as connection:
+        connection.default_channel.client.lpush(queue.name, body)
+
+    loop.say(endpoint_id, queues.RESULTS, wire.encode(wire.Result(task_id, "value")))
+
+    (letter,) = letters_about(loop, 1)
+    assert (letter.queue, letter.body) == (queue.name, body)
+    loop.wait_until(lambda: loop.state_of(task_id) == "success")
+
+
 def test_neither_queue_takes_a_message_of_nobody(loop: Loop) -> None:
     stranger = str(uuid.uuid4())
 

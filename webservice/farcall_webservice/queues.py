@@ -10,6 +10,7 @@ from amqp.exceptions import PreconditionFailed
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
 
+from farcall_webservice import strays
 from farcall_webservice.config import QueueType
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,9 @@ def connect(broker_url: str, *, confirm_each: bool = True, heartbeat_s: int = 0)
     ``confirm_each`` lets every publish wait until RabbitMQ has the message. With ``heartbeat_s`` a lost broker is
     noticed without using it, and :func:`show_life` has to be called at least twice in that time.
     """
+    transport = None
     if broker_url.startswith("redis"):
+        transport = strays.Transport
         # A message is acknowledged within milliseconds; what a killed consumer left behind comes back after a minute.
         options: dict[str, Any] = {
             "visibility_timeout": 60,
@@ -95,7 +98,9 @@ def connect(broker_url: str, *, confirm_each: bool = True, heartbeat_s: int = 0)
     else:
         # A RabbitMQ that is short of memory or disk reads nothing from those who publish.
         options = {"confirm_publish": confirm_each, "write_timeout": WRITTEN_WITHIN_S}
-    return Connection(broker_url, transport_options=options, connect_timeout=5, heartbeat=heartbeat_s)
+    return Connection(
+        broker_url, transport=transport, transport_options=options, connect_timeout=5, heartbeat=heartbeat_s
+    )
 
 
 def errors_of(broker_url: str) -> tuple[type[Exception], ...]:
