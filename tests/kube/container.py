@@ -43,14 +43,15 @@ def main(specification: str, ready: int) -> None:
     os.chroot(root)
     os.chdir("/")
     mount("proc", Path("/proc"), "proc")
-    for source, place in wanted["mounts"]:
-        target = Path(place)
-        if Path(source).is_file():
+    # All are looked up before the first is mounted, which may hide where the others are.
+    mounts = [(os.open(source, os.O_PATH), Path(source).is_file(), Path(place)) for source, place in wanted["mounts"]]
+    for source, is_file, target in mounts:
+        if is_file:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.touch()
         else:
             target.mkdir(parents=True, exist_ok=True)
-        mount(source, target, None, _MS_BIND)
+        mount(f"/proc/self/fd/{source}", target, None, _MS_BIND)
     os.chdir(wanted["directory"])
     if wanted["group"] is not None:
         os.setgroups([wanted["group"]])

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from kube.cluster import missing_kubernetes
+from running import RunningService, running_service
 from servers import needs
 
 import farcall_provider_k8s
+from farcall import Client, Executor
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy" / "kubernetes"
@@ -24,6 +29,7 @@ KINDS = {
     },
     "service": {"Deployment", "Service", "NetworkPolicy", "Secret"},
 }
+NEVER = threading.Event()
 #: Made anew for each test; the files in the repository are examples.
 EXAMPLES = {"agent": "agent.env", "service": "service.env"}
 
@@ -118,3 +124,60 @@ def test_blocks_reach_the_agent_on_the_ports_that_it_uses() -> None:
     assert [port["port"] for port in rule["ports"]] == list(range(first, last))
     assert rule["from"] == [{"podSelector": blocks["spec"]["podSelector"]}]
     assert blocks["spec"]["podSelector"]["matchLabels"].items() <= {"app.kubernetes.io/managed-by": "farcall"}.items()
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[RunningService]:
+    with running_service(tmp_path / "home") as service:
+        yield service
+
+
+def test_an_agent_in_the_cluster_comes_to_work_and_owns_its_blocks(
+    account: Any, manifests: Path, service: RunningService, tmp_path: Path
+) -> None:
+    (manifests / "agent" / "agent.env").write_text(
+        f"FARCALL_SERVICE_URL={service.url}\nFARCALL_TOKEN={service.token}\n"
+    )
+    config = manifests / "agent" / "config.yaml"
+    config.write_text(config.read_text().replace("init_cpu", "run_as_non_root: false\n    init_cpu"))
+    documents = composed(manifests / "agent")
+    (deployment,) = [document for document in documents if document["kind"] == "Deployment"]
+    pod = deployment["spec"]["template"]["spec"]
+    # What the test's node has not: disks that outlive a pod, and users that may read the checkout.
+    pod["volumes"][0] = {"name": "home", "emptyDir": {}}
+    del pod["securityContext"]
+    apply(account, documents, tmp_path)
+    client = Client(service_url=service.url, token=service.token)
+    endpoint_id = until_registered(client)
+
+    with Executor(endpoint_id=endpoint_id, client=client) as executor:
+        assert executor.submit(abs, -1).result(90) == 1
+        agent, block = until_there(account, "farcall-agent-", "farcall-default-")
+
+    (owner,) = block["metadata"]["ownerReferences"]
+    assert (owner["name"], owner["uid"]) == (agent["metadata"]["name"], agent["metadata"]["uid"])
+    account.cluster.admin.delete(
+        f"/apis/apps/v1/namespaces/{account.namespace}/deployments/farcall-agent", {"propagationPolicy": "Foreground"}
+    )
+    for _ in account.cluster.admin.events(account.path("pods"), NEVER):
+        if not account.all("pods"):
+            break
+    assert json.dumps(block).count(service.token) == 0
+
+
+def until_registered(client: Client) -> str:
+    while not (found := client.get_endpoints()):
+        pass
+    return str(found[0]["uuid"])
+
+
+def until_there(account: Any, *prefixes: str) -> list[dict[str, Any]]:
+    """The first pods with these beginnings of their names."""
+    found: dict[str, dict[str, Any]] = {}
+    for event in account.cluster.admin.events(account.path("pods"), NEVER):
+        for prefix in prefixes:
+            if event["type"] != "LISTED" and event["object"]["metadata"]["name"].startswith(prefix):
+                found.setdefault(prefix, event["object"])
+        if len(found) == len(prefixes):
+            break
+    return [found[prefix] for prefix in prefixes]
