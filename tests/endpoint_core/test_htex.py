@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ def behind_a_login_node(tmp_path: Path) -> htex.Executor:
     executor.cert_dir = f"{tmp_path}/htex/certificates"
     executor.logconf_path = f"{tmp_path}/htex/log_config/log_config.pkl"
     executor.worker_port, executor.address = 54000, "127.0.0.1"
+    executor.blocks = types.SimpleNamespace(needs_network=False)  # type: ignore[assignment]
     return executor
 
 
@@ -121,6 +123,15 @@ def test_workers_behind_a_login_node_are_told_its_address_and_where_their_files_
     for word in ("--port=33333", "--logdir=/scratch/it's {mine}/htex"):
         assert word in words
     assert "--logconf=/scratch/it's {mine}/htex/log_config/log_config.pkl" in words
+
+
+def test_pods_connect_to_any_address_that_the_agent_is_to_listen_on(behind_a_login_node: htex.Executor) -> None:
+    behind_a_login_node.blocks.needs_network = True  # type: ignore[misc]
+    behind_a_login_node.address = "192.0.2.1"
+
+    command = behind_a_login_node._through(Access("192.0.2.1", {54000: 54000}, "/d"), htex._LAUNCH_COMMAND)
+
+    assert "-a 192.0.2.1 " in command
 
 
 def test_nobody_on_a_cluster_may_reach_an_agent_that_asks_for_no_certificate(

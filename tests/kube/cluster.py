@@ -8,7 +8,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import yaml
 from servers import START_TIMEOUT_S, _plain_environment, _Server, free_ports
 from urllib3.exceptions import HTTPError
 
-from .apiclient import ApiAnswer, ApiClient
+from .apiclient import ApiAnswer, ApiClient, Object
 from .certificates import Authority, signing_key
 
 BUILD = Path(__file__).with_name("build.sh")
@@ -154,7 +154,9 @@ class Cluster:
     def namespace(self, name: str) -> str:
         """Make one, and wait until pods can be made in it."""
         self.admin.post("/api/v1/namespaces", {"metadata": {"name": name}})
-        self._until_there(f"/api/v1/namespaces/{name}/serviceaccounts/default")
+        self._until_there(
+            f"/api/v1/namespaces/{name}/serviceaccounts/default", lambda found: bool(found.get("secrets"))
+        )
         return name
 
     def drop_namespace(self, name: str) -> None:
@@ -172,17 +174,17 @@ class Cluster:
         self._until_there("/readyz")
         self._until_there("/api/v1/namespaces/default/serviceaccounts/default")
 
-    def _until_there(self, path: str) -> None:
+    def _until_there(self, path: str, is_complete: Callable[[Object], bool] = lambda _: True) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             try:
-                self.admin.get(path)
-                return
+                if is_complete(self.admin.get(path)):
+                    return
             except (ApiAnswer, HTTPError):
                 if time.monotonic() > deadline:
                     raise
-                # The API server tells of readiness in no other way than by being asked.
-                threading.Event().wait(0.05)
+            # The API server tells of readiness in no other way than by being asked.
+            threading.Event().wait(0.05)
 
     def _kubeconfig_of(self, name: str) -> Path:
         return self.kubeconfig(self.folder / f"{name.replace(':', '-')}.kubeconfig", self._tokens[name])
