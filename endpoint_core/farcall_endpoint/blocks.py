@@ -256,7 +256,8 @@ class Blocks(ExecutionProvider):  # type: ignore[misc]  # Parsl brings no types
         return [
             {
                 "id": key,
-                "state": status.status_name.lower(),
+                # Its workers may be here before its system is asked again.
+                "state": "running" if key in self._present and not status.terminal else status.status_name.lower(),
                 "message": (status.message or self._reason(key, status))[-MOST_MESSAGE_CHARACTERS:],
             }
             for key, status in shown.items()

@@ -150,6 +150,15 @@ def test_blocks_are_shown_with_the_systems_words_and_of_those_that_failed_the_la
     ]
 
 
+def test_a_block_whose_workers_are_here_is_shown_as_running(provider: ScriptedProvider, tmp_path: Path) -> None:
+    ours = blocks_of(provider, tmp_path)
+    block_id = ours.submit("command", 1)
+
+    ours.connected([block_id], [block_id])
+
+    assert [block["state"] for block in ours.shown()] == ["running"]
+
+
 def test_that_no_block_could_be_asked_for_is_said_until_one_works(provider: ScriptedProvider, tmp_path: Path) -> None:
     breaker = Breaker()
     ours = blocks_of(provider, tmp_path, breaker=breaker)

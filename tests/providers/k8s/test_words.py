@@ -1,4 +1,4 @@
-"""What is said of pods in every state that a cluster tells of. The statuses are those of real clusters."""
+"""What is said of pods in every state that a cluster tells of, with statuses written after the API's documents."""
 
 from __future__ import annotations
 
