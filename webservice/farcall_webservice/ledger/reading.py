@@ -187,7 +187,9 @@ _COUNT_BEFORE = select(func.count()).select_from(_before)
 _SENT_STATES = (TaskState.WAITING_FOR_EP.value, *(state.value for state in REPORTABLE_STATES))
 _unfinished = select(task.seq).where(task.runner_id.in_(IDS), IS_UNFINISHED).limit(bindparam("most"))
 _COUNT_UNFINISHED = select(func.count()).select_from(_unfinished.subquery())
-_COUNT_SENT = select(func.count()).select_from(_unfinished.where(task.state.in_(_SENT_STATES)).subquery())
+#: With the states in its text, as a plan that is made without them reads all that waits.
+_sent = _unfinished.where(task.state.in_(bindparam("sent", _SENT_STATES, expanding=True, literal_execute=True)))
+_COUNT_SENT = select(func.count()).select_from(_sent.subquery())
 _COUNT_HELD = select(func.sum(submission.task_count)).where(
     submission.endpoint_id.in_(IDS), submission.held_at.is_not(None)
 )
